@@ -1,0 +1,63 @@
+"""The command line: Django's, with dashes for underscores and one clear sentence for errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+# What runs without a database; everything else gets the embedded one started if need be.
+# `up` starts its own, because it also says so.
+WITHOUT_DATABASE = {"up", "help", "version", "check", "collectstatic", "spectacular"}
+
+
+def main() -> None:
+    """Run one management command; exit 0 done, 1 failed, 2 wrong usage."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
+    arguments = list(sys.argv)
+    if len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments[1] = arguments[1].replace("-", "_")
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    from django.core.exceptions import ImproperlyConfigured
+    from django.core.management import execute_from_command_line
+    from django.db import OperationalError, ProgrammingError
+
+    from registry.db.embedded import EmbeddedError
+
+    try:
+        with _database_for(arguments):
+            execute_from_command_line(arguments)
+    except (ImproperlyConfigured, EmbeddedError) as error:
+        return _fail(str(error))
+    except OperationalError as error:
+        return _fail(f"The database cannot be used: {_first_line(error)}.")
+    except ProgrammingError as error:
+        return _fail(f"{_first_line(error)}. Is the schema up to date? Run init_db and try again.")
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _database_for(arguments: list[str]) -> AbstractContextManager[object]:
+    """The embedded database for as long as the command runs, where it is ours to start."""
+    from django.conf import settings
+
+    from registry.db.embedded import local_cluster
+
+    command = arguments[1] if len(arguments) > 1 else "help"
+    wants_help = command.startswith("-") or {"-h", "--help"} & set(arguments)
+    if wants_help or command in WITHOUT_DATABASE or not settings.DATABASE_IS_EMBEDDED:
+        return nullcontext()
+    return local_cluster(settings.LOCAL_DIR).running()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _fail(sentence: str) -> int:
+    sys.stderr.write(f"Error: {sentence}\n")
+    return 1

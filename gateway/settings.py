@@ -1,0 +1,166 @@
+"""Django's settings, all of them from the environment (see README, Configuration)."""
+
+from pathlib import Path
+
+from gateway import env
+from registry.db.embedded import local_cluster
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env.load_env_file(BASE_DIR / ".env")
+
+# Everything the gateway keeps on this machine: the embedded database, secrets, what `up` prints.
+LOCAL_DIR = env.read("GATEWAY_LOCAL_DIR", Path, BASE_DIR / ".local").resolve()
+
+DEBUG = env.read("DEBUG", env.truth, default=False)
+_secrets = LOCAL_DIR / "secrets"
+SECRET_KEY, _own_key = env.secret("SECRET_KEY", folder=_secrets)
+_keys, _own_keys = env.secret("ENCRYPTION_KEYS", folder=_secrets)
+ENCRYPTION_KEYS = env.fernet_keys(_keys)
+SECRETS_ARE_OWN = _own_key and _own_keys  # `serve` and `worker` insist on it without DEBUG
+
+ALLOWED_HOSTS = env.read("ALLOWED_HOSTS", env.words, ["localhost", "127.0.0.1", "[::1]"])
+GATEWAY_ALLOWED_ORIGINS = env.read("GATEWAY_ALLOWED_ORIGINS", env.origins, [])
+CSRF_TRUSTED_ORIGINS = GATEWAY_ALLOWED_ORIGINS
+
+# ---------------------------------------------------------------- the data plane
+GATEWAY_ALLOW_PRIVATE_UPSTREAMS = env.read(
+    "GATEWAY_ALLOW_PRIVATE_UPSTREAMS", env.truth, default=False
+)
+GATEWAY_ALLOW_STDIO = env.read("GATEWAY_ALLOW_STDIO", env.truth, default=False)
+GATEWAY_MAX_REQUEST_BYTES = env.read("GATEWAY_MAX_REQUEST_BYTES", env.positive_int, 4 * 2**20)
+GATEWAY_UPGRADE_PLAIN_KEYS = env.read("GATEWAY_UPGRADE_PLAIN_KEYS", env.truth, default=True)
+# Addresses of reverse proxies whose X-Forwarded-For is believed.
+GATEWAY_TRUSTED_PROXIES = env.read("GATEWAY_TRUSTED_PROXIES", env.networks, [])
+
+# ---------------------------------------------------------------- PostgreSQL
+# Without DATABASE_URL: the embedded one, which the command line starts when a command needs it.
+DATABASE_IS_EMBEDDED = not env.read("DATABASE_URL", str, "")
+_embedded_url = local_cluster(LOCAL_DIR).url("mcp_gateway")
+
+
+def _database(name: str, default: str) -> dict[str, object]:
+    found = env.read(name, env.database, env.database(default))
+    return {
+        "ENGINE": "psqlextra.backend",
+        "CONN_HEALTH_CHECKS": True,
+        # A transaction pooler gives no session in which a cursor could live on.
+        "DISABLE_SERVER_SIDE_CURSORS": True,
+        **found,
+        "OPTIONS": {
+            "application_name": "mcp-gateway",
+            "connect_timeout": 5,
+            # Milliseconds. Every statement that can block has an end.
+            "options": "-c statement_timeout=30000 -c lock_timeout=5000"
+            " -c idle_in_transaction_session_timeout=30000 -c timezone=UTC",
+            **found["OPTIONS"],
+        },
+    }
+
+
+DATABASES = {"default": _database("DATABASE_URL", _embedded_url)}
+POSTGRES_EXTRA_AUTO_EXTENSION_SET_UP = False  # hstore is not used; creating it needs rights
+
+CACHES = {"default": env.read("CACHE_URL", env.cache, env.cache("locmem://"))}
+
+# ---------------------------------------------------------------- Django
+INSTALLED_APPS = [
+    "gateway",
+    "security",
+    "monitoring",
+    "registry",
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.postgres",
+    "django.contrib.staticfiles",
+    "psqlextra",
+    "procrastinate.contrib.django",
+    "rest_framework",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "gateway.middleware.RequestIDMiddleware",
+    "security.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "gateway.urls"
+ASGI_APPLICATION = "gateway.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+AUTH_USER_MODEL = "security.User"
+SESSION_ENGINE = "security.sessions"
+SESSION_COOKIE_AGE = 14 * 24 * 3600
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.read(
+    "GATEWAY_SECURE_COOKIES", env.truth, default=False
+)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SESSION_COOKIE_SECURE else None
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+
+STATIC_URL = "/static/"
+STATIC_ROOT = LOCAL_DIR / "static"
+SERVESTATIC_USE_FINDERS = True  # no collectstatic step to forget; assets are read at start
+
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# ---------------------------------------------------------------- REST
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "security.api.authentication.APIKeyAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["security.api.permissions.HasScope"],
+    "DEFAULT_PAGINATION_CLASS": "registry.api.pagination.NewestFirst",
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "PAGE_SIZE": 50,
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "MCP Registry Gateway",
+    "DESCRIPTION": "Servers, tools, keys, rules and monitoring data of the gateway.",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+}

@@ -1,0 +1,58 @@
+"""The audit trail: who did what to which resource, written in the change's own transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.db import models
+
+from monitoring.models import AuditLog
+
+__all__ = ["Actor", "audit_write"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """Who asks for a change, as far as it is known."""
+
+    service_name: str  # where the change came in: "cli", "admin", "api", "proxy", "worker"
+    tenant_id: UUID | None = None
+    user_id: UUID | None = None
+    api_key_id: UUID | None = None
+    request_id: UUID | None = None
+    ip_address: str | None = None
+    user_agent: str = ""
+
+
+def audit_write(
+    *,
+    actor: Actor,
+    action: str,
+    resource: models.Model | None = None,
+    details: dict[str, Any] | None = None,
+    success: bool = True,
+    error_message: str = "",
+) -> AuditLog:
+    """Add one entry. `action` is `<noun>.<verb>`, such as `api_key.create`; no secrets in details.
+
+    Call it inside the transaction of the change: both stand or neither does. The entry's tenant
+    is the resource's where it has one, so that a tenant sees what operators did to it.
+    """
+    owner = getattr(resource, "tenant_id", None)
+    return AuditLog.objects.create(
+        tenant_id=owner or actor.tenant_id,
+        user_id=actor.user_id,
+        api_key_id=actor.api_key_id,
+        service_name=actor.service_name,
+        action=action,
+        resource_type=resource._meta.db_table if resource is not None else "",
+        resource_id=str(resource.pk) if resource is not None else "",
+        details=details or {},
+        request_id=actor.request_id,
+        ip_address=actor.ip_address,
+        user_agent=actor.user_agent[:512],
+        success=success,
+        error_message=error_message,
+    )

@@ -1,0 +1,241 @@
+"""What is remembered and watched: logs, alerts, retention, materialised views."""
+
+from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MinValueValidator
+from django.db import models
+from django.db.models import Q
+from django.utils.timezone import now
+
+from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
+from registry.db.ids import uuid7
+from registry.db.indexes import NamedIndex
+from registry.models import MCPServer
+
+__all__ = [
+    "AuditLog",
+    "ComparisonOperator",
+    "DataRetentionPolicy",
+    "MaterializedView",
+    "PerformanceAlert",
+    "RefreshStrategy",
+    "RequestLog",
+    "Severity",
+]
+
+
+class AuditLog(models.Model):
+    """Who did what to which resource. Plain ids: the log outlives what it names."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    timestamp = models.DateTimeField(default=now)
+    tenant_id = models.UUIDField(null=True)
+    user_id = models.UUIDField(null=True)
+    api_key_id = models.UUIDField(null=True)
+    service_name = models.CharField(max_length=63)
+    action = models.CharField(max_length=63)
+    resource_type = models.CharField(max_length=63, blank=True)
+    resource_id = models.CharField(max_length=255, blank=True)
+    details = models.JSONField(default=dict)
+    request_id = models.UUIDField(null=True)
+    ip_address = models.GenericIPAddressField(null=True)
+    user_agent = models.CharField(max_length=512, blank=True)
+    success = models.BooleanField(default=True)
+    error_message = models.TextField(blank=True)
+
+    class Meta:
+        db_table = "audit_logs"
+        verbose_name = "audit log entry"
+        verbose_name_plural = "audit log"
+        indexes = [
+            NamedIndex(fields=["tenant_id", "-timestamp"], name="idx_audit_logs_tenant_time"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.resource_type} {self.resource_id}".strip()
+
+
+class RequestLog(models.Model):
+    """One call through the gateway. Plain ids, no secrets, no bodies."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    request_time = models.DateTimeField(default=now)
+    request_id = models.UUIDField(default=uuid7)  # X-Request-ID, made by the gateway
+    tenant_id = models.UUIDField(null=True)
+    user_id = models.UUIDField(null=True)
+    api_key_id = models.UUIDField(null=True)
+    ip_address = models.GenericIPAddressField(null=True)
+    method = models.CharField(max_length=16)
+    path = models.CharField(max_length=512)
+    rpc_method = models.CharField(max_length=255, blank=True)
+    tool_name = models.CharField(max_length=255, blank=True)
+    target_server_id = models.UUIDField(null=True)
+    status_code = models.PositiveSmallIntegerField()
+    duration_ms = models.FloatField()
+    upstream_ms = models.FloatField(null=True)
+    queue_ms = models.FloatField(null=True)
+    request_size_bytes = models.PositiveBigIntegerField(default=0)
+    response_size_bytes = models.PositiveBigIntegerField(default=0)
+    error_type = models.CharField(max_length=63, blank=True)
+    error_message = models.TextField(blank=True)
+    protocol_version = models.CharField(max_length=32, blank=True)
+    request_metadata = models.JSONField(default=dict)
+
+    class Meta:
+        db_table = "request_logs"
+        verbose_name = "request log entry"
+        verbose_name_plural = "request log"
+        indexes = [
+            NamedIndex(
+                fields=["tenant_id", "-request_time"], name="idx_request_logs_tenant_time"
+            ),
+            NamedIndex(fields=["request_id"], name="idx_request_logs_request_id"),
+            NamedIndex(
+                fields=["path", "method", "target_server_id", "duration_ms", "-request_time"],
+                name="idx_request_routing_composite",
+                condition=Q(status_code__lt=400),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} {self.status_code}"
+
+
+class ComparisonOperator(models.TextChoices):
+    GREATER = ">", "greater than"
+    LESS = "<", "less than"
+    GREATER_OR_EQUAL = ">=", "at least"
+    LESS_OR_EQUAL = "<=", "at most"
+    EQUAL = "==", "equal to"
+
+
+class Severity(models.TextChoices):
+    INFO = "info", "Info"
+    WARNING = "warning", "Warning"
+    CRITICAL = "critical", "Critical"
+
+
+class PerformanceAlert(UUIDModel, TimestampedModel):
+    """A rule over one metric of `performance_monitoring`, and whether it fires now."""
+
+    name = models.CharField(max_length=255)
+    description = models.TextField(blank=True)
+    server = models.ForeignKey(
+        MCPServer, models.CASCADE, null=True, blank=True, related_name="alerts"
+    )
+    metric_name = models.CharField(max_length=63)
+    threshold_value = models.FloatField()
+    comparison_operator = models.CharField(
+        max_length=2, choices=ComparisonOperator, default=ComparisonOperator.GREATER
+    )
+    duration_minutes = models.PositiveIntegerField(
+        default=5, help_text="How long the condition must hold; 0: at once."
+    )
+    severity = models.CharField(max_length=8, choices=Severity, default=Severity.WARNING)
+    is_active = models.BooleanField(default=True)
+    is_triggered = models.BooleanField(default=False)
+    first_triggered = models.DateTimeField(null=True, blank=True)
+    last_triggered = models.DateTimeField(null=True, blank=True)
+    trigger_count = models.PositiveIntegerField(default=0)
+    acknowledged_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+    )
+    acknowledged_at = models.DateTimeField(null=True, blank=True)
+    notification_channels = models.JSONField(default=list, blank=True)
+    cooldown_minutes = models.PositiveIntegerField(default=60)
+    last_notification = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        db_table = "performance_alerts"
+        constraints = [
+            models.UniqueConstraint(fields=["name"], name="uq_performance_alerts_name"),
+            choices_constraint(
+                table="performance_alerts",
+                field="comparison_operator",
+                choices=ComparisonOperator,
+            ),
+            choices_constraint(table="performance_alerts", field="severity", choices=Severity),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DataRetentionPolicy(UUIDModel, TimestampedModel):
+    """How long the rows of one growing table are kept."""
+
+    name = models.CharField(max_length=255)
+    description = models.TextField(blank=True)
+    table_name = models.CharField(max_length=63)
+    date_column = models.CharField(max_length=63)
+    retention_days = models.PositiveIntegerField(validators=[MinValueValidator(1)])
+    batch_size = models.PositiveIntegerField(default=1000, validators=[MinValueValidator(1)])
+    conditions = models.JSONField(default=dict, blank=True)
+    is_active = models.BooleanField(default=True)
+    last_run = models.DateTimeField(null=True, blank=True)
+    next_run = models.DateTimeField(null=True, blank=True)
+    total_deleted = models.PositiveBigIntegerField(default=0)
+    last_deleted_count = models.PositiveBigIntegerField(default=0)
+    avg_execution_time_ms = models.FloatField(null=True, blank=True)
+
+    class Meta:
+        db_table = "data_retention_policies"
+        verbose_name_plural = "data retention policies"
+        constraints = [
+            models.UniqueConstraint(fields=["name"], name="uq_data_retention_policies_name"),
+            models.CheckConstraint(
+                name="ck_data_retention_policies_retention_days",
+                condition=Q(retention_days__gt=0),
+            ),
+            models.CheckConstraint(
+                name="ck_data_retention_policies_batch_size", condition=Q(batch_size__gt=0)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RefreshStrategy(models.TextChoices):
+    MANUAL = "manual", "By hand"
+    SCHEDULED = "scheduled", "On a schedule"
+    TRIGGERED = "triggered", "After its tables changed"
+
+
+class MaterializedView(UUIDModel, TimestampedModel):
+    """When a materialised view is refreshed, and what that took.
+
+    `query` and `indexes` are shown only: a view is code that runs as its owner, so frozen SQL
+    files define it, never a form.
+    """
+
+    name = models.CharField(max_length=63)
+    description = models.TextField(blank=True)
+    query = models.TextField(blank=True, editable=False)
+    indexes = models.JSONField(default=list, blank=True, editable=False)
+    refresh_strategy = models.CharField(
+        max_length=9, choices=RefreshStrategy, default=RefreshStrategy.SCHEDULED
+    )
+    refresh_interval_minutes = models.PositiveIntegerField(
+        default=60, validators=[MinValueValidator(1)]
+    )
+    refresh_triggers = ArrayField(models.CharField(max_length=63), default=list, blank=True)
+    is_active = models.BooleanField(default=True)
+    last_refreshed = models.DateTimeField(null=True, blank=True)
+    next_refresh = models.DateTimeField(null=True, blank=True)
+    refresh_count = models.PositiveBigIntegerField(default=0)
+    avg_refresh_time_ms = models.FloatField(null=True, blank=True)
+    row_count = models.PositiveBigIntegerField(null=True, blank=True)
+    size_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+
+    class Meta:
+        db_table = "materialized_views"
+        constraints = [
+            models.UniqueConstraint(fields=["name"], name="uq_materialized_views_name"),
+            choices_constraint(
+                table="materialized_views", field="refresh_strategy", choices=RefreshStrategy
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name

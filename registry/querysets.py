@@ -1,0 +1,40 @@
+"""Questions about servers and tools, each in one place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+from uuid import UUID
+
+from django.db import models
+from django.db.models import Q
+
+if TYPE_CHECKING:
+    from registry.models import MCPServer, ServerTool  # noqa: F401  (the generic parameters)
+
+USABLE = ("healthy", "degraded")
+
+
+class MCPServerQuerySet(models.QuerySet["MCPServer"]):
+    def visible_to(self, tenant_id: UUID | None) -> Self:
+        """A tenant's own servers and the shared ones."""
+        return self.filter(Q(tenant_id=tenant_id) | Q(tenant=None))
+
+    def usable(self) -> Self:
+        """Enabled servers that a caller may expect an answer from."""
+        return self.filter(is_enabled=True, health_status__in=USABLE)
+
+    def fastest(self, *, transport: str, limit: int) -> Self:
+        """The usable servers of one transport, lowest latency first."""
+        found = self.usable().filter(transport_type=transport)
+        return found.order_by("avg_response_time")[:limit]
+
+
+class ServerToolQuerySet(models.QuerySet["ServerTool"]):
+    def named(self, name: str) -> Self:
+        """One tool name on every usable server that offers it, best record first."""
+        return self.filter(
+            name=name,
+            is_enabled=True,
+            server__is_enabled=True,
+            server__health_status__in=USABLE,
+        ).order_by("-success_count")

@@ -1,0 +1,1 @@
+from rest_framework.permissions import IsAuthenticated as HasScope  # noqa: F401

@@ -1,0 +1,1 @@
+"""A PostgreSQL of their own for the tests. (placeholder, being written)"""
