@@ -1,8 +1,12 @@
-"""Traffic: whether a server may be called, over which connections, and who waits."""
+"""Traffic: whether a server may be called, over which connections, and who waits.
+
+Defaults stand in the database too, where a trigger makes the rows of a new server.
+"""
 
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
@@ -28,24 +32,24 @@ class CircuitBreaker(UUIDModel, TimestampedModel):
     server = models.ForeignKey(
         MCPServer, models.CASCADE, related_name="breakers", db_index=False
     )
-    service_name = models.CharField(max_length=255, blank=True)  # empty: the whole server
+    service_name = models.CharField(max_length=255, blank=True, db_default="")  # empty: the whole server
     state = models.CharField(
-        max_length=9, choices=BreakerState, default=BreakerState.CLOSED
+        max_length=9, choices=BreakerState, default=BreakerState.CLOSED, db_default=BreakerState.CLOSED
     )
-    failure_count = models.PositiveIntegerField(default=0)
-    success_count = models.PositiveIntegerField(default=0)
-    failure_threshold = models.PositiveIntegerField(default=5, validators=[MinValueValidator(1)])
-    success_threshold = models.PositiveIntegerField(default=2, validators=[MinValueValidator(1)])
+    failure_count = models.PositiveIntegerField(default=0, db_default=0)
+    success_count = models.PositiveIntegerField(default=0, db_default=0)
+    failure_threshold = models.PositiveIntegerField(default=5, db_default=5, validators=[MinValueValidator(1)])
+    success_threshold = models.PositiveIntegerField(default=2, db_default=2, validators=[MinValueValidator(1)])
     timeout_ms = models.PositiveIntegerField(
-        default=60_000, help_text="From open to half-open, in milliseconds."
+        default=60_000, db_default=60_000, help_text="From open to half-open, in milliseconds."
     )
     last_failure_time = models.DateTimeField(null=True, blank=True)
     last_success_time = models.DateTimeField(null=True, blank=True)
-    last_state_change = models.DateTimeField(default=now)
+    last_state_change = models.DateTimeField(default=now, db_default=Now())
     probe_until = models.DateTimeField(null=True, blank=True, editable=False)
-    total_requests = models.PositiveBigIntegerField(default=0)
-    total_failures = models.PositiveBigIntegerField(default=0)
-    total_timeouts = models.PositiveBigIntegerField(default=0)
+    total_requests = models.PositiveBigIntegerField(default=0, db_default=0)
+    total_failures = models.PositiveBigIntegerField(default=0, db_default=0)
+    total_timeouts = models.PositiveBigIntegerField(default=0, db_default=0)
 
     class Meta:
         db_table = "circuit_breakers"
@@ -69,26 +73,26 @@ class ConnectionPool(UUIDModel, TimestampedModel):
     """Upstream connections. An empty name: the operator's settings; else one process's gauges."""
 
     server = models.ForeignKey(MCPServer, models.CASCADE, related_name="pools", db_index=False)
-    pool_name = models.CharField(max_length=255, blank=True)
+    pool_name = models.CharField(max_length=255, blank=True, db_default="")
     transport_type = models.CharField(
-        max_length=9, choices=Transport, default=Transport.HTTP
+        max_length=9, choices=Transport, default=Transport.HTTP, db_default=Transport.HTTP
     )
-    max_size = models.PositiveIntegerField(default=100, validators=[MinValueValidator(1)])
-    min_size = models.PositiveIntegerField(default=0)
+    max_size = models.PositiveIntegerField(default=100, db_default=100, validators=[MinValueValidator(1)])
+    min_size = models.PositiveIntegerField(default=0, db_default=0)
     timeout_ms = models.PositiveIntegerField(
-        default=30_000, help_text="To connect to the server, and to wait for a free connection."
+        default=30_000, db_default=30_000, help_text="To connect to the server, and to wait for a free connection."
     )
     idle_timeout_ms = models.PositiveIntegerField(
-        default=300_000, help_text="After this an idle connection is closed."
+        default=300_000, db_default=300_000, help_text="After this an idle connection is closed."
     )
-    active_connections = models.PositiveIntegerField(default=0)
-    idle_connections = models.PositiveIntegerField(default=0)
-    pending_requests = models.PositiveIntegerField(default=0)
-    is_healthy = models.BooleanField(default=True)
+    active_connections = models.PositiveIntegerField(default=0, db_default=0)
+    idle_connections = models.PositiveIntegerField(default=0, db_default=0)
+    pending_requests = models.PositiveIntegerField(default=0, db_default=0)
+    is_healthy = models.BooleanField(default=True, db_default=True)
     last_health_check = models.DateTimeField(null=True, blank=True)
-    total_connections_created = models.PositiveBigIntegerField(default=0)
-    total_connections_closed = models.PositiveBigIntegerField(default=0)
-    connection_errors = models.PositiveBigIntegerField(default=0)
+    total_connections_created = models.PositiveBigIntegerField(default=0, db_default=0)
+    total_connections_closed = models.PositiveBigIntegerField(default=0, db_default=0)
+    connection_errors = models.PositiveBigIntegerField(default=0, db_default=0)
     avg_connection_time_ms = models.FloatField(null=True, blank=True)
 
     class Meta:
@@ -114,22 +118,22 @@ class RequestQueue(UUIDModel, TimestampedModel):
     """Calls that wait for a connection. Names as for pools."""
 
     server = models.ForeignKey(MCPServer, models.CASCADE, related_name="queues", db_index=False)
-    queue_name = models.CharField(max_length=255, blank=True)
-    max_size = models.PositiveIntegerField(default=1000)
+    queue_name = models.CharField(max_length=255, blank=True, db_default="")
+    max_size = models.PositiveIntegerField(default=1000, db_default=1000)
     processing_timeout_ms = models.PositiveIntegerField(
-        default=60_000, help_text="The longest silence of a server before a call is given up."
+        default=60_000, db_default=60_000, help_text="The longest silence of a server before a call is given up."
     )
     priority_levels = models.PositiveSmallIntegerField(
-        default=3, validators=[MinValueValidator(1)]
+        default=3, db_default=3, validators=[MinValueValidator(1)]
     )
-    current_size = models.PositiveIntegerField(default=0)
-    processing_count = models.PositiveIntegerField(default=0)
-    is_accepting_requests = models.BooleanField(default=True)
+    current_size = models.PositiveIntegerField(default=0, db_default=0)
+    processing_count = models.PositiveIntegerField(default=0, db_default=0)
+    is_accepting_requests = models.BooleanField(default=True, db_default=True)
     last_processed = models.DateTimeField(null=True, blank=True)
-    total_enqueued = models.PositiveBigIntegerField(default=0)
-    total_processed = models.PositiveBigIntegerField(default=0)
-    total_timeouts = models.PositiveBigIntegerField(default=0)
-    total_errors = models.PositiveBigIntegerField(default=0)
+    total_enqueued = models.PositiveBigIntegerField(default=0, db_default=0)
+    total_processed = models.PositiveBigIntegerField(default=0, db_default=0)
+    total_timeouts = models.PositiveBigIntegerField(default=0, db_default=0)
+    total_errors = models.PositiveBigIntegerField(default=0, db_default=0)
     avg_processing_time_ms = models.FloatField(null=True, blank=True)
     avg_wait_time_ms = models.FloatField(null=True, blank=True)
 

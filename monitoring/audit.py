@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from django.db import models
 
 from monitoring.models import AuditLog
+from registry.audit import Actor
 
 __all__ = ["Actor", "audit_write"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Actor:
-    """Who asks for a change, as far as it is known."""
-
-    service_name: str  # where the change came in: "cli", "admin", "api", "proxy", "worker"
-    tenant_id: UUID | None = None
-    user_id: UUID | None = None
-    api_key_id: UUID | None = None
-    request_id: UUID | None = None
-    ip_address: str | None = None
-    user_agent: str = ""
 
 
 def audit_write(

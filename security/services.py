@@ -11,10 +11,10 @@ from django.utils.timezone import now
 
 from monitoring.audit import Actor, audit_write
 from registry.models import Tenant
-from security.keys import ParsedKey, generate_key, hash_secret, new_salt
-from security.models import EnhancedAPIKey, User
+from security.keys import ParsedKey, generate_key, hash_secret, new_salt, plain_hash
+from security.models import APIKey, EnhancedAPIKey, User
 
-__all__ = ["api_key_create", "api_key_revoke", "api_key_unlock"]
+__all__ = ["api_key_create", "api_key_expire", "api_key_revoke", "api_key_unlock", "plain_key_upgrade"]
 
 
 @transaction.atomic
@@ -83,5 +83,42 @@ def api_key_unlock(*, actor: Actor, key: EnhancedAPIKey) -> bool:
         return False
     audit_write(
         actor=actor, action="api_key.unlock", resource=key, details={"prefix": key.key_prefix}
+    )
+    return True
+
+
+@transaction.atomic
+def plain_key_upgrade(*, key: ParsedKey) -> bool:
+    """Replace a plain key, just presented and so known in clear, by an enhanced one.
+
+    Same secret, same rights. Of several callers at once one replaces it and the others wait for
+    that; False when there is nothing (more) to replace.
+    """
+    plain = APIKey.objects.filter(key_hash=plain_hash(key), is_active=True)
+    if plain.update(is_active=False, updated_at=now()) != 1:
+        return False
+    old = APIKey.objects.select_related("tenant", "user").get(key_hash=plain_hash(key))
+    api_key_create(
+        actor=Actor(service_name="security"),
+        name=old.name,
+        tenant=old.tenant,
+        user=old.user,
+        scopes=old.scopes,
+        expires_at=old.expires_at,
+        key=key,
+        description="Replaces the plain key of the same name.",
+        total_requests=old.total_requests,
+    )
+    return True
+
+
+@transaction.atomic
+def api_key_expire(*, actor: Actor, key: EnhancedAPIKey, at: datetime) -> bool:
+    """Switch a key off whose time is over; False when it is off already or lives again."""
+    over = EnhancedAPIKey.objects.filter(pk=key.pk, is_active=True, expires_at__lte=at)
+    if over.update(is_active=False, updated_at=at) != 1:
+        return False
+    audit_write(
+        actor=actor, action="api_key.expire", resource=key, details={"prefix": key.key_prefix}
     )
     return True

@@ -1,0 +1,2 @@
+DROP TRIGGER gateway_server_defaults ON mcp_servers;
+DROP FUNCTION gateway_server_defaults_v1();

@@ -1,0 +1,489 @@
+"""One HTTP exchange on /mcp: from the caller's request to the log row that remembers it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import aiohttp
+import psycopg
+from django.conf import settings
+from django.utils.timezone import now
+from psycopg_pool import PoolTimeout
+
+from gateway.proxy.breaker import Permit
+from gateway.proxy.failures import Failure, error_body
+from gateway.proxy.gate import QueueFull, QueueTimeout
+from gateway.proxy.headers import client_address, request_headers, response_headers
+from gateway.proxy.message import InvalidMessage, Message, check_headers, parse_message
+from gateway.proxy.route import Route, find_route
+from gateway.proxy.upstream import Upstream, invalid_answer
+from monitoring.logwriter import RequestRow
+from registry.db.encryption import DecryptionError, decrypt_json
+from registry.db.ids import uuid7
+from security.access import Call, decide
+from security.authentication import check_key, presented_key, refuse_unknown_key
+from security.keys import ParsedKey
+from security.lookup import FoundKey
+from security.refusals import Refusal
+
+if TYPE_CHECKING:
+    from gateway.proxy.plane import DataPlane
+
+__all__ = ["Exchange"]
+
+logger = logging.getLogger(__name__)
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+ALLOW = "GET, POST, DELETE, OPTIONS"
+# Nginx's number for a caller that left; only the log sees it.
+CLIENT_CLOSED_REQUEST = 499
+# Who waits longest when a server is busy: what keeps a connection going is first, a call next,
+# and listings, which clients repeat, come last.
+PRIORITY = {
+    "initialize": 0,
+    "ping": 0,
+    "server/discover": 0,
+    "tools/list": 2,
+    "resources/list": 2,
+    "resources/templates/list": 2,
+    "prompts/list": 2,
+}
+# A route that was read before a wait as long as this is read again (milliseconds).
+STALE_ROUTE_MS = 100
+
+
+class Exchange:
+    """The state of one exchange. `run` never raises but for cancellation."""
+
+    def __init__(
+        self, plane: DataPlane, scope: dict[str, Any], receive: Receive, send: Send
+    ) -> None:
+        self.plane = plane
+        self.receive, self.send = receive, send
+        self.http_method: str = scope["method"]
+        self.slug: str = scope["path"].removeprefix("/mcp").strip("/")
+        self.headers = _headers(scope["headers"])
+        self.began = time.perf_counter()
+        self.request_id = uuid7()
+        self.body = b""
+        self.message: Message | None = None
+        self.found: FoundKey | None = None
+        self.answered = False  # the response's head is on its way
+        client = scope.get("client")
+        self.row = RequestRow(
+            request_time=now(),
+            request_id=self.request_id,
+            method=self.http_method,
+            path=scope["path"],
+            ip_address=client_address(
+                client[0] if client else None, self.headers, settings.GATEWAY_TRUSTED_PROXIES
+            ),
+        )
+
+    async def run(self) -> None:
+        """Answer the request and leave its row with the log writer."""
+        try:
+            await self._answer_or_fail()
+        except asyncio.CancelledError:
+            self._note(CLIENT_CLOSED_REQUEST, "client_disconnected", "The caller went away.")
+            raise
+        finally:
+            self._log()
+
+    async def _answer_or_fail(self) -> None:
+        try:
+            await self._handle()
+        except Failure as failure:
+            await self._fail(failure)
+        except (psycopg.OperationalError, PoolTimeout) as error:
+            logger.warning("the database does not answer: %s", error)
+            await self._fail(
+                Failure(
+                    503,
+                    "database_unavailable",
+                    "The gateway cannot reach its database. Try again in a few seconds.",
+                    retry_after=5,
+                )
+            )
+        except Exception:
+            logger.exception("request %s failed", self.request_id)
+            await self._fail(
+                Failure(
+                    500,
+                    "internal_error",
+                    "The gateway failed. Tell its operator the request id of this answer.",
+                )
+            )
+
+    async def _handle(self) -> None:
+        self._check_origin()
+        if self.http_method == "OPTIONS":
+            await self._respond(204, [("allow", ALLOW), *self._preflight()], b"")
+            return
+        if self.http_method not in {"GET", "POST", "DELETE"}:
+            raise Failure(
+                405,
+                "invalid_request",
+                f"{self.http_method} is not part of MCP. Use POST, or GET and DELETE with a session.",
+                headers=(("allow", ALLOW),),
+            )
+        call, invalid = await self._read_call()
+        route = await self._authorise(call, invalid)
+        await self._forward(route, call)
+
+    # ------------------------------------------------------------------ reading
+
+    def _check_origin(self) -> None:
+        """A browser names the page that asks; only listed pages may (DNS rebinding)."""
+        origin = self.headers.get("origin")
+        if origin is not None and origin.rstrip("/") not in settings.GATEWAY_ALLOWED_ORIGINS:
+            raise Failure(
+                403,
+                "origin_not_allowed",
+                f"Pages of {origin[:200]} may not call this gateway. "
+                "Add the origin to GATEWAY_ALLOWED_ORIGINS.",
+            )
+
+    async def _read_call(self) -> tuple[Call, Failure | None]:
+        """What is asked for; a faulty message is refused only after the key is checked."""
+        if self.http_method == "GET":
+            return self._noted(Call("stream")), None
+        if self.http_method == "DELETE":
+            return self._noted(Call("session/end")), None
+        self.body = await self._read_body()
+        self.row.request_size_bytes = len(self.body)
+        try:
+            content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if content_type != "application/json":
+                raise InvalidMessage("Send the message with 'Content-Type: application/json'.")
+            self.message = parse_message(self.body)
+            check_headers(self.message, self.headers)
+        except InvalidMessage as error:
+            self.message = self.message or Message(Call(""), error.id)
+            failure = Failure(400, "invalid_request", str(error), code=error.code)
+            return self.message.call, failure
+        return self._noted(self.message.call), None
+
+    def _noted(self, call: Call) -> Call:
+        row = self.row
+        row.rpc_method = call.method
+        if call.method == "tools/call":
+            row.tool_name = call.name
+        elif call.name:
+            row.request_metadata["name"] = call.name[:1000]
+        stated = self.message.protocol_version if self.message else ""
+        row.protocol_version = self.headers.get("mcp-protocol-version", stated)
+        if theirs := self.headers.get("x-request-id"):
+            row.request_metadata["client_request_id"] = theirs[:200]
+        return call
+
+    async def _read_body(self) -> bytes:
+        limit = settings.GATEWAY_MAX_REQUEST_BYTES
+        announced = self.headers.get("content-length", "0")
+        chunks: list[bytes] = []
+        size = int(announced) if announced.isdigit() else 0
+        more = size <= limit
+        size = size if size > limit else 0
+        while more:
+            event = await self.receive()
+            if event["type"] == "http.disconnect":
+                raise asyncio.CancelledError
+            chunks.append(event.get("body", b""))
+            size += len(chunks[-1])
+            more = event.get("more_body", False) and size <= limit
+        if size > limit:
+            raise Failure(
+                413,
+                "request_too_large",
+                f"The request is larger than {limit} bytes. Send less, or have "
+                "GATEWAY_MAX_REQUEST_BYTES raised.",
+            )
+        return b"".join(chunks)
+
+    # ------------------------------------------------------------------ deciding
+
+    async def _authorise(self, call: Call, invalid: Failure | None) -> Route:
+        key = presented_key(
+            authorization=self.headers.get("authorization", ""),
+            x_api_key=self.headers.get("x-api-key", ""),
+        )
+        if isinstance(key, Refusal):
+            raise Failure.of(key)
+        found = await self._find(key)
+        self.found, at = found, self.row.request_time
+        self.row.tenant_id, self.row.user_id = found.tenant_id, found.user_id
+        self.row.api_key_id = found.id
+        refusal = None
+        if found.key_hash:  # a plain key was proved by its lookup
+            refusal = check_key(found, secret=key.secret, ip=self.row.ip_address, at=at)
+            if refusal and refusal.status == 401 and refusal.reason == "invalid_credentials":
+                self.plane.usage.failed_attempts[found.id].add(at=at, failed=True)
+        if refusal is None and invalid is not None:
+            raise invalid
+        caller, target = found.caller, found.target
+        self.row.target_server_id = target.id if target else None
+        refusal = refusal or decide(caller, target, call, slug=self.slug, at=at)
+        refusal = refusal or self.plane.limiter.take(
+            found.id,
+            per_hour=caller.rate_limit_per_hour,
+            per_day=caller.rate_limit_per_day,
+            at=at.timestamp(),
+        )
+        if refusal is not None:
+            raise Failure.of(refusal)
+        assert target is not None  # decide refuses a missing one  # noqa: S101
+        return await self._route(target.id)
+
+    async def _find(self, key: ParsedKey) -> FoundKey:
+        found = await self.plane.find_key(key, slug=self.slug)
+        if found is None:
+            raise Failure.of(refuse_unknown_key())
+        return found
+
+    async def _route(self, server_id: UUID) -> Route:
+        async with self.plane.pool.connection() as connection:
+            route = await find_route(connection, server_id=server_id)
+        if route is None:
+            raise Failure(404, "server_not_found", f"Server '{self.slug}' was just removed.")
+        return route
+
+    # ------------------------------------------------------------------ forwarding
+
+    async def _forward(self, route: Route, call: Call) -> None:
+        """Pass the call on while watching whether its caller is still there."""
+        work = asyncio.ensure_future(self._call(route, call))
+        gone = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise asyncio.CancelledError
+            await work
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _gone(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def _call(self, route: Route, call: Call) -> None:
+        upstream = self.plane.upstreams.of(route)
+        permit = await self.plane.breaker.permit(route)
+        reached = False
+        try:
+            async with self._slot(upstream, call) as waited:
+                self.row.queue_ms = waited
+                if waited > STALE_ROUTE_MS and permit.probe_until is None:
+                    route = await self._route(route.server_id)
+                    upstream.configure(route)
+                    permit = await self.plane.breaker.permit(route)
+                reached = True
+                await self._exchange(upstream, permit, call)
+        finally:
+            if not reached:
+                await asyncio.shield(self.plane.breaker.released(permit))
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, upstream: Upstream, call: Call) -> AsyncIterator[float]:
+        """A place among the server's connections, in turn.
+
+        What answers or cancels a call that holds a place goes past the queue, or both would wait
+        for each other; so does a GET stream, which idles for hours.
+        """
+        if call.method == "stream":
+            upstream.streams += 1
+            try:
+                yield 0.0
+            finally:
+                upstream.streams -= 1
+            return
+        if self.message is not None and self.message.is_reply:
+            yield 0.0
+            return
+        try:
+            async with upstream.gate.slot(priority=PRIORITY.get(call.method, 1)) as waited:
+                yield waited
+        except QueueFull as full:
+            raise _queued_too_long(upstream, full) from None
+
+    async def _exchange(self, upstream: Upstream, permit: Permit, call: Call) -> None:
+        began = time.perf_counter()
+        outcome = self.plane.breaker
+        try:
+            response = await upstream.request(
+                self.http_method,
+                body=self.body if self.http_method == "POST" else None,
+                headers=self._outgoing(upstream.route),
+                streams=call.method in {"stream", "subscriptions/listen"},
+            )
+            async with response:
+                if _is_no_answer(response):
+                    raise invalid_answer(
+                        upstream.route,
+                        f"status {response.status}, {response.content_type or 'no content type'}",
+                    )
+                if response.status >= 500:
+                    await outcome.failed(permit, timed_out=False)
+                    self._note(response.status, "upstream_error", f"HTTP {response.status}")
+                else:
+                    await outcome.succeeded(permit)
+                permit = replace(permit, probe_until=None, had_failures=True)
+                await self._stream(response)
+        except Failure as failure:
+            timed_out = failure.reason == "upstream_timeout"
+            await asyncio.shield(outcome.failed(permit, timed_out=timed_out))
+            raise
+        except asyncio.CancelledError:
+            # The caller left before the server answered: that says nothing about the server.
+            await asyncio.shield(outcome.released(permit))
+            raise
+        finally:
+            self.row.upstream_ms = (time.perf_counter() - began) * 1000
+
+    def _outgoing(self, route: Route) -> dict[str, str]:
+        own: dict[str, str] = {}
+        if route.credentials is not None:
+            try:
+                stored = decrypt_json(route.credentials)
+            except DecryptionError as error:
+                logger.error("server %s: %s", route.slug, error)  # noqa: TRY400  (one line)
+                raise Failure(
+                    502,
+                    "upstream_invalid",
+                    f"The stored credentials of server '{route.slug}' cannot be read. "
+                    "Tell the gateway's operator.",
+                ) from None
+            own = {name.lower(): str(value) for name, value in stored.get("headers", {}).items()}
+        return request_headers(self.headers, request_id=str(self.request_id), own=own)
+
+    async def _stream(self, response: aiohttp.ClientResponse) -> None:
+        """Pass the answer on chunk by chunk, as it comes."""
+        headers = response_headers(response.headers.items())
+        if response.content_type == "text/event-stream":
+            headers.append(("x-accel-buffering", "no"))
+        await self._start(response.status, headers)
+        try:
+            async for chunk in response.content.iter_any():
+                self.row.response_size_bytes += len(chunk)
+                await self._body(chunk, more=True)
+        except (aiohttp.ClientError, OSError) as error:
+            # Too late for another status: end the stream, and tell log and breaker.
+            raise _broken_stream(self.slug, error) from None
+        await self._body(b"", more=False)
+
+    # ------------------------------------------------------------------ answering
+
+    async def _fail(self, failure: Failure) -> None:
+        status = self.row.status_code if self.answered else failure.status
+        self._note(status, failure.reason, failure.message)
+        if self.answered:
+            # The head is out; an ended body is all that is left to say.
+            with contextlib.suppress(Exception):
+                await self._body(b"", more=False)
+            return
+        id_ = self.message.id if self.message else None
+        body = error_body(failure, id=id_, request_id=self.request_id)
+        await self._respond(failure.status, failure.response_headers(), body)
+
+    async def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.row.response_size_bytes = len(body)
+        await self._start(status, [*headers, ("content-length", str(len(body)))])
+        await self._body(body, more=False)
+
+    async def _start(self, status: int, headers: list[tuple[str, str]]) -> None:
+        self.answered = True
+        self.row.status_code = self.row.status_code or status
+        own = [("x-request-id", str(self.request_id)), *self._cors()]
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers + own]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def _body(self, chunk: bytes, *, more: bool) -> None:
+        await self.send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    def _cors(self) -> list[tuple[str, str]]:
+        origin = self.headers.get("origin", "").rstrip("/")
+        if origin not in settings.GATEWAY_ALLOWED_ORIGINS:
+            return []
+        exposed = "Mcp-Session-Id, X-Request-ID, Retry-After, WWW-Authenticate"
+        return [
+            ("access-control-allow-origin", origin),
+            ("access-control-expose-headers", exposed),
+            ("vary", "Origin"),
+        ]
+
+    def _preflight(self) -> list[tuple[str, str]]:
+        wanted = self.headers.get("access-control-request-headers", "")
+        return [
+            ("access-control-allow-methods", ALLOW),
+            ("access-control-allow-headers", wanted[:1000]),
+            ("access-control-max-age", "600"),
+        ]
+
+    # ------------------------------------------------------------------ remembering
+
+    def _note(self, status: int, error_type: str, message: str) -> None:
+        self.row.status_code = self.row.status_code if self.answered else status
+        self.row.error_type, self.row.error_message = error_type, message
+
+    def _log(self) -> None:
+        row = self.row
+        row.duration_ms = (time.perf_counter() - self.began) * 1000
+        self.plane.log.put(row)
+        if self.found is None or self.http_method == "OPTIONS":
+            return
+        usage, failed = self.plane.usage, row.status_code >= 400 or bool(row.error_type)
+        usage.keys[self.found.id].add(at=row.request_time, failed=failed)
+        if self.found.rule_id is not None:
+            usage.rules[self.found.rule_id].add(at=row.request_time, failed=failed)
+        if row.tool_name and row.target_server_id and row.upstream_ms is not None:
+            usage.tools[row.target_server_id, row.tool_name].add(
+                at=row.request_time, failed=failed, milliseconds=row.upstream_ms
+            )
+
+
+def _headers(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Names in lower case; a header that comes twice is joined, as HTTP reads it."""
+    found: dict[str, str] = {}
+    for name, value in raw:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
+
+
+def _is_no_answer(response: aiohttp.ClientResponse) -> bool:
+    """Whether a success is none of MCP's: a web page, a redirect, a file."""
+    if 300 <= response.status < 400:
+        return True
+    if response.status != 200 or response.method == "DELETE":
+        return False
+    return response.content_type not in {"application/json", "text/event-stream"}
+
+
+def _queued_too_long(upstream: Upstream, full: QueueFull) -> Failure:
+    slug = upstream.route.slug
+    if isinstance(full, QueueTimeout):
+        reason, what = "queue_timeout", "no connection came free in time"
+    else:
+        reason, what = "queue_full", "too many calls wait for it"
+    return Failure(
+        503,
+        reason,
+        f"Server '{slug}' is busy: {what}. Try again in {round(full.retry_after)} s.",
+        retry_after=full.retry_after,
+    )
+
+
+def _broken_stream(slug: str, error: Exception) -> Failure:
+    if isinstance(error, aiohttp.SocketTimeoutError):
+        return Failure(504, "upstream_timeout", f"Server '{slug}' fell silent in its answer.")
+    return Failure(502, "upstream_unreachable", f"Server '{slug}' broke off its answer.")

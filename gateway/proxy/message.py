@@ -1,0 +1,137 @@
+"""What is in a request: one look at the JSON-RPC message, which is then forwarded untouched."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from security.access import Call
+
+__all__ = ["InvalidMessage", "Message", "check_headers", "parse_message"]
+
+PARSE_ERROR, INVALID_REQUEST, HEADER_MISMATCH = -32700, -32600, -32020
+
+# Which parameter says what a method is about.
+_NAMED_BY = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    "resources/subscribe": "uri",
+    "resources/unsubscribe": "uri",
+}
+# Those whose name the 2026-07-28 revision repeats in the Mcp-Name header.
+_IN_HEADER = {"tools/call", "prompts/get", "resources/read"}
+_VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
+
+
+class InvalidMessage(Exception):
+    """The body is no JSON-RPC message that may be passed on; `code` is JSON-RPC's."""
+
+    def __init__(self, message: str, *, code: int = INVALID_REQUEST, id: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.id = id
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A request, a notification (no id) or the answer to a server's request (`response`)."""
+
+    call: Call
+    id: str | int | None = None
+    protocol_version: str = ""
+    # Ends or answers something that already holds a connection, so it must not wait for one.
+    is_reply: bool = field(default=False)
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers could see two messages in one that says a thing twice: refuse it."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _DuplicateKey
+    return found
+
+
+def parse_message(body: bytes) -> Message:
+    """The message of a POST; InvalidMessage says what is wrong with it."""
+    try:
+        message = json.loads(body, object_pairs_hook=_no_duplicates)
+    except _DuplicateKey:
+        raise InvalidMessage("A JSON object names one key twice. Send each key once.") from None
+    except (ValueError, RecursionError):
+        raise InvalidMessage(
+            "The body is not valid JSON. Send one JSON-RPC 2.0 message.", code=PARSE_ERROR
+        ) from None
+    if isinstance(message, list):
+        raise InvalidMessage("JSON-RPC batches are not part of MCP. Send one message a request.")
+    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
+        raise InvalidMessage('The body is no JSON-RPC message: "jsonrpc": "2.0" is missing.')
+    return _message(message)
+
+
+def _message(message: dict[str, Any]) -> Message:
+    id_ = message.get("id")
+    if isinstance(id_, bool) or not isinstance(id_, str | int | None):
+        raise InvalidMessage("The JSON-RPC id must be a string or a whole number.")
+    method, params = message.get("method"), message.get("params", {})
+    if method is None and ("result" in message or "error" in message):
+        return Message(Call("response"), id_, is_reply=True)
+    if not isinstance(method, str) or not method:
+        raise InvalidMessage("The JSON-RPC method is missing.", id=id_)
+    if not isinstance(params, dict):
+        raise InvalidMessage("MCP parameters are a JSON object.", id=id_)
+    name = params.get(_NAMED_BY.get(method, ""), "")
+    if method in _NAMED_BY and (not isinstance(name, str) or not name):
+        wanted = _NAMED_BY[method]
+        raise InvalidMessage(f"'{method}' needs the parameter '{wanted}', a string.", id=id_)
+    return Message(
+        Call(method, name), id_, _version(method, params), method.startswith("notifications/")
+    )
+
+
+def _version(method: str, params: dict[str, Any]) -> str:
+    meta = params.get("_meta")
+    stated = meta.get(_VERSION_KEY) if isinstance(meta, dict) else None
+    if method == "initialize":
+        stated = params.get("protocolVersion")
+    return stated if isinstance(stated, str) else ""
+
+
+def check_headers(message: Message, headers: Mapping[str, str]) -> None:
+    """Refuse a request whose headers name another call than its body (2026-07-28).
+
+    The gateway decides on the body. A server that acts on the headers must not be led elsewhere.
+    """
+    call = message.call
+    stated = headers.get("mcp-method")
+    if stated is not None and stated != call.method and not message.is_reply:
+        raise InvalidMessage(
+            f"The Mcp-Method header says '{stated}', the body '{call.method}'. Make them equal.",
+            code=HEADER_MISMATCH,
+            id=message.id,
+        )
+    name = headers.get("mcp-name")
+    if name is not None and call.method in _IN_HEADER and _decoded(name) != call.name:
+        raise InvalidMessage(
+            f"The Mcp-Name header is not the body's name '{call.name}'. Make them equal.",
+            code=HEADER_MISMATCH,
+            id=message.id,
+        )
+
+
+def _decoded(value: str) -> str | None:
+    """A header value, or the text inside `=?base64?…?=`; None when that is malformed."""
+    if not (value.startswith("=?base64?") and value.endswith("?=")):
+        return value
+    try:
+        return base64.b64decode(value[9:-2], validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return None

@@ -1,0 +1,140 @@
+"""Counters of keys, rules and tools: summed in memory, written a few rows at a time.
+
+A counter that were written at each call would make one hot row of every popular key and tool.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from registry.db.pool import Pool
+
+__all__ = ["Usage"]
+
+
+@dataclass(slots=True)
+class _Sum:
+    calls: int = 0
+    errors: int = 0
+    milliseconds: float = 0.0
+    last: datetime | None = None
+
+    def add(self, *, at: datetime, failed: bool, milliseconds: float = 0.0) -> None:
+        self.calls += 1
+        self.errors += failed
+        self.milliseconds += milliseconds
+        self.last = at
+
+
+class Usage:
+    """What calls used since the last flush."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.keys: dict[UUID, _Sum] = defaultdict(_Sum)
+        self.failed_attempts: dict[UUID, _Sum] = defaultdict(_Sum)
+        self.rules: dict[UUID, _Sum] = defaultdict(_Sum)
+        self.tools: dict[tuple[UUID, str], _Sum] = defaultdict(_Sum)
+
+    async def flush(self, pool: Pool) -> None:
+        """Add the sums to their rows; what cannot be written is kept for the next time."""
+        keys, attempts, rules, tools = self.keys, self.failed_attempts, self.rules, self.tools
+        if not (keys or attempts or rules or tools):
+            return
+        self._reset()
+        try:
+            async with pool.connection() as connection, connection.transaction():
+                for statement, sums in (
+                    (_KEYS, keys),
+                    (_FAILED_ATTEMPTS, attempts),
+                    (_RULES, rules),
+                    (_TOOLS, tools),
+                ):
+                    if sums:
+                        await connection.execute(statement, _columns(sums))
+        except BaseException:
+            _merge(self.keys, keys)
+            _merge(self.failed_attempts, attempts)
+            _merge(self.rules, rules)
+            _merge(self.tools, tools)
+            raise
+
+
+def _merge(into: dict[Any, _Sum], kept: dict[Any, _Sum]) -> None:
+    for key, old in kept.items():
+        new = into[key]
+        new.calls += old.calls
+        new.errors += old.errors
+        new.milliseconds += old.milliseconds
+        new.last = new.last or old.last
+
+
+def _columns(sums: dict[Any, _Sum]) -> dict[str, list[Any]]:
+    keys = list(sums)
+    pairs = [key if isinstance(key, tuple) else (key, "") for key in keys]
+    rows = [sums[key] for key in keys]
+    return {
+        "ids": [id_ for id_, _ in pairs],
+        # A name that PostgreSQL cannot store is no tool's.
+        "names": [name.replace("\0", "").encode("utf-8", "replace").decode() for _, name in pairs],
+        "calls": [row.calls for row in rows],
+        "errors": [row.errors for row in rows],
+        "milliseconds": [row.milliseconds for row in rows],
+        "last": [row.last for row in rows],
+    }
+
+
+# Rows are locked in the order of their ids, so that two processes never wait for each other.
+_KEYS = """
+WITH used AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(calls)s::bigint[], %(errors)s::bigint[],
+                         %(last)s::timestamptz[]) AS u(id, calls, errors, last)),
+locked AS (SELECT k.id FROM enhanced_api_keys k JOIN used USING (id) ORDER BY k.id FOR UPDATE OF k)
+UPDATE enhanced_api_keys k
+   SET total_requests = k.total_requests + u.calls, total_errors = k.total_errors + u.errors,
+       last_used = greatest(k.last_used, u.last)
+  FROM locked JOIN used u USING (id) WHERE k.id = locked.id
+"""
+_FAILED_ATTEMPTS = """
+WITH used AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(calls)s::bigint[], %(last)s::timestamptz[])
+                  AS u(id, calls, last)),
+locked AS (SELECT k.id FROM enhanced_api_keys k JOIN used USING (id) ORDER BY k.id FOR UPDATE OF k)
+UPDATE enhanced_api_keys k
+   SET failed_attempts = k.failed_attempts + u.calls,
+       last_failed_attempt = greatest(k.last_failed_attempt, u.last)
+  FROM locked JOIN used u USING (id) WHERE k.id = locked.id
+"""
+_RULES = """
+WITH used AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(calls)s::bigint[], %(last)s::timestamptz[])
+                  AS u(id, calls, last)),
+locked AS (
+    SELECT r.id FROM server_access_control r JOIN used USING (id) ORDER BY r.id FOR UPDATE OF r)
+UPDATE server_access_control r
+   SET access_count = r.access_count + u.calls, last_access = greatest(r.last_access, u.last)
+  FROM locked JOIN used u USING (id) WHERE r.id = locked.id
+"""
+_TOOLS = """
+WITH used AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(names)s::text[], %(calls)s::bigint[],
+                         %(errors)s::bigint[], %(milliseconds)s::float8[],
+                         %(last)s::timestamptz[]) AS u(server_id, name, calls, errors, ms, last)),
+locked AS (
+    SELECT t.id, u.* FROM server_tools t JOIN used u USING (server_id, name)
+     ORDER BY t.id FOR UPDATE OF t)
+UPDATE server_tools t
+   SET total_calls = t.total_calls + l.calls,
+       success_count = t.success_count + l.calls - l.errors,
+       error_count = t.error_count + l.errors,
+       avg_execution_time = (coalesce(t.avg_execution_time, 0) * t.total_calls + l.ms)
+                            / (t.total_calls + l.calls),
+       last_used_at = greatest(t.last_used_at, l.last)
+  FROM locked l WHERE t.id = l.id
+"""

@@ -1,0 +1,157 @@
+"""What changes breakers, pools and queues. Each transition of a breaker is one UPDATE.
+
+PostgreSQL checks an UPDATE's WHERE again after it has waited for the row, so of several callers
+exactly one sees its row count be 1.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import Case, F, Q, QuerySet, Value, When
+from django.db.models.functions import Greatest
+
+from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
+from monitoring.audit import Actor, audit_write
+
+__all__ = [
+    "GAUGE_LIFETIME",
+    "breaker_claim_probe",
+    "breaker_force",
+    "breaker_record_failure",
+    "breaker_record_success",
+    "breaker_release_probe",
+    "gauges_of_gone_processes_remove",
+]
+
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+# A process writes its gauges every few seconds; one that has not for so long is gone.
+GAUGE_LIFETIME = timedelta(seconds=15)
+
+
+def breaker_claim_probe(*, breaker_id: UUID, at: datetime, lease: timedelta) -> bool:
+    """Let one caller test a breaker whose time-out is over; True for that caller.
+
+    The caller has until `at + lease` to report the outcome; then another may try, so that a
+    process that dies with its probe does not keep the breaker shut for ever.
+    """
+    waited = F("timeout_ms") * Value(timedelta(milliseconds=1))
+    due = Q(state=OPEN, last_state_change__lte=at - waited)
+    free = Q(state=HALF_OPEN) & (Q(probe_until=None) | Q(probe_until__lte=at))
+    claimed = CircuitBreaker.objects.filter(due | free, id=breaker_id)
+    was_open = Q(state=OPEN)
+    return (
+        claimed.update(
+            state=HALF_OPEN,
+            last_state_change=Case(When(was_open, then=Value(at)), default=F("last_state_change")),
+            success_count=Case(When(was_open, then=0), default=F("success_count")),
+            probe_until=at + lease,
+            updated_at=at,
+        )
+        == 1
+    )
+
+
+def breaker_release_probe(*, breaker_id: UUID, probe_until: datetime, at: datetime) -> None:
+    """Give a probe back that never reached the server: the next caller may try at once."""
+    _probe(breaker_id, probe_until).update(probe_until=None, updated_at=at)
+
+
+def breaker_record_success(
+    *, breaker_id: UUID, at: datetime, probe_until: datetime | None, healthy_calls: int
+) -> None:
+    """A call that went well: counts towards closing when it was the probe, else ends a streak.
+
+    Nobody calls this for a healthy call of a breaker without failures, so that one costs nothing.
+    `healthy_calls` are those that were kept back since the last write.
+    """
+    common: dict[str, Any] = {
+        "last_success_time": at,
+        "total_requests": F("total_requests") + healthy_calls,
+        "updated_at": at,
+    }
+    if probe_until is None:
+        streak = CircuitBreaker.objects.filter(id=breaker_id, state=CLOSED, failure_count__gt=0)
+        streak.update(failure_count=0, **common)
+        return
+    enough = Q(success_count__gte=F("success_threshold") - 1)
+    _probe(breaker_id, probe_until).update(
+        state=Case(When(enough, then=Value(CLOSED)), default=Value(HALF_OPEN)),
+        last_state_change=Case(When(enough, then=Value(at)), default=F("last_state_change")),
+        success_count=Case(When(enough, then=0), default=F("success_count") + 1),
+        failure_count=0,
+        probe_until=None,
+        **common,
+    )
+
+
+def breaker_record_failure(
+    *,
+    breaker_id: UUID,
+    at: datetime,
+    probe_until: datetime | None,
+    healthy_calls: int,
+    timed_out: bool = False,
+) -> None:
+    """A call that failed: counts towards opening; a failed probe opens at once.
+
+    A late failure, of a call that began before the breaker opened, is counted in the totals only.
+    """
+    counts: dict[str, Any] = {
+        "failure_count": F("failure_count") + 1,
+        "last_failure_time": Greatest(F("last_failure_time"), Value(at)),
+        "total_requests": F("total_requests") + healthy_calls,
+        "total_failures": F("total_failures") + 1,
+        "total_timeouts": F("total_timeouts") + int(timed_out),
+        "updated_at": at,
+    }
+    if probe_until is not None:
+        opened = {"state": OPEN, "last_state_change": at, "success_count": 0, "probe_until": None}
+        if _probe(breaker_id, probe_until).update(**opened, **counts):
+            return
+    last = Q(failure_count__gte=F("failure_threshold") - 1)
+    counted = CircuitBreaker.objects.filter(id=breaker_id, state=CLOSED).update(
+        state=Case(When(last, then=Value(OPEN)), default=Value(CLOSED)),
+        last_state_change=Case(When(last, then=Value(at)), default=F("last_state_change")),
+        **counts,
+    )
+    if not counted:
+        del counts["failure_count"]
+        CircuitBreaker.objects.filter(id=breaker_id).update(**counts)
+
+
+@transaction.atomic
+def breaker_force(*, actor: Actor, breaker_id: UUID, state: str, at: datetime) -> bool:
+    """Put a breaker into a state by hand, its counts at zero; False when it is in it already."""
+    breaker = CircuitBreaker.objects.select_related("server").get(id=breaker_id)
+    other = CircuitBreaker.objects.filter(id=breaker_id).exclude(state=state)
+    changed = other.update(
+        state=state,
+        last_state_change=at,
+        failure_count=0,
+        success_count=0,
+        probe_until=None,
+        updated_at=at,
+    )
+    if changed:
+        details = {"state": state, "server": breaker.server.slug}
+        audit_write(actor=actor, action="circuit_breaker.force", resource=breaker, details=details)
+    return changed == 1
+
+
+def gauges_of_gone_processes_remove(*, at: datetime) -> int:
+    """Delete the pool and queue rows of processes that no longer write them; returns how many."""
+    stale = at - GAUGE_LIFETIME
+    pools, _ = ConnectionPool.objects.filter(updated_at__lt=stale).exclude(pool_name="").delete()
+    queues, _ = RequestQueue.objects.filter(updated_at__lt=stale).exclude(queue_name="").delete()
+    return pools + queues
+
+
+def _probe(breaker_id: UUID, probe_until: datetime) -> QuerySet[CircuitBreaker]:
+    """The breaker, if the probe that was claimed until then is still the one on its way."""
+    return CircuitBreaker.objects.filter(
+        id=breaker_id, state=HALF_OPEN, probe_until=probe_until
+    )
