@@ -19,11 +19,11 @@ plane = DataPlane()
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """ASGI 3. Django handles no lifespan, so the data plane's start and stop are told here."""
     if scope["type"] == "lifespan":
-        await _lifespan(receive, send)
+        await lifespan(plane, receive, send)
     elif scope["type"] == "http" and _is_data_plane(scope["path"]):
         await plane(scope, receive, send)
     elif scope["type"] == "http":
-        await django_application(scope, receive, send)
+        await django_application(scope, receive, send)  # type: ignore[arg-type]  # plain dicts
     else:
         await send({"type": "websocket.close", "code": 1008})
 
@@ -32,7 +32,8 @@ def _is_data_plane(path: str) -> bool:
     return path == "/mcp" or path.startswith(("/mcp/", "/health/"))
 
 
-async def _lifespan(receive: Receive, send: Send) -> None:
+async def lifespan(plane: DataPlane, receive: Receive, send: Send) -> None:
+    """Start and stop a data plane with the server that carries it."""
     while True:
         event = await receive()
         if event["type"] == "lifespan.startup":

@@ -15,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.utils import get_random_secret_key
 
 __all__ = [
+    "Network",
     "cache",
     "database",
     "fernet_keys",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Network = IPv4Network | IPv6Network
 
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True}
 _FALSEHOOD = {"": False, "0": False, "false": False, "no": False, "off": False}
@@ -80,7 +82,7 @@ def origins(raw: str) -> list[str]:
     return found
 
 
-def networks(raw: str) -> list[IPv4Network | IPv6Network]:
+def networks(raw: str) -> list[Network]:
     """Comma-separated addresses and networks."""
     return [ip_network(word, strict=False) for word in words(raw)]
 

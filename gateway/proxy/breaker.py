@@ -6,26 +6,20 @@ kept here until something has to be written anyway.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TypeVar
 from uuid import UUID
 
-from django.db import close_old_connections
 from django.utils.timezone import now
 
 from gateway import services
 from gateway.proxy.failures import Failure
+from gateway.proxy.orm import OrmThreads
 from gateway.proxy.route import Route
 
 __all__ = ["BreakerClient", "Permit"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +32,11 @@ class Permit:
 
 
 class BreakerClient:
-    """Breakers of all servers, for one process. Transitions run in threads of their own."""
+    """Breakers of all servers, for one process."""
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="breaker")
+    def __init__(self, orm: OrmThreads) -> None:
+        self._orm = orm
         self._healthy: Counter[UUID] = Counter()
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=True)
 
     async def permit(self, route: Route) -> Permit:
         """Leave to call, or a Failure `circuit_open`. Of many callers one gets the probe."""
@@ -57,14 +48,12 @@ class BreakerClient:
             raise _open(route, (opens - at).total_seconds())
         if route.breaker_state == "half_open" and route.probe_until and at < route.probe_until:
             raise _open(route, 1.0)
-        longest = max(
-            route.breaker_timeout_ms, route.processing_timeout_ms + route.pool_timeout_ms
-        )
+        longest = max(route.breaker_timeout_ms, route.processing_timeout_ms + route.pool_timeout_ms)
         lease = timedelta(milliseconds=longest)
         claim = partial(
             services.breaker_claim_probe, breaker_id=route.breaker_id, at=at, lease=lease
         )
-        if not await self._in_thread(claim):
+        if not await self._orm.run(claim):
             raise _open(route, 1.0)
         return Permit(route.breaker_id, at + lease, had_failures=True)
 
@@ -72,7 +61,7 @@ class BreakerClient:
         self._healthy[permit.breaker_id] += 1
         if permit.probe_until is None and not permit.had_failures:
             return
-        await self._in_thread(
+        await self._orm.run(
             partial(
                 services.breaker_record_success,
                 breaker_id=permit.breaker_id,
@@ -83,7 +72,7 @@ class BreakerClient:
         )
 
     async def failed(self, permit: Permit, *, timed_out: bool) -> None:
-        await self._in_thread(
+        await self._orm.run(
             partial(
                 services.breaker_record_failure,
                 breaker_id=permit.breaker_id,
@@ -98,7 +87,7 @@ class BreakerClient:
         """The call never reached the server: a probe is given back."""
         if permit.probe_until is None:
             return
-        await self._in_thread(
+        await self._orm.run(
             partial(
                 services.breaker_release_probe,
                 breaker_id=permit.breaker_id,
@@ -106,19 +95,6 @@ class BreakerClient:
                 at=now(),
             )
         )
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _with_connection, work)
-
-
-def _with_connection(work: Callable[[], T]) -> T:
-    """Run on this thread's connection, replaced first if PostgreSQL went away meanwhile."""
-    close_old_connections()
-    try:
-        return work()
-    finally:
-        close_old_connections()
 
 
 def _open(route: Route, retry_after: float) -> Failure:

@@ -61,6 +61,10 @@ PRIORITY = {
 STALE_ROUTE_MS = 100
 
 
+class _CallerGone(Exception):
+    """The connection was closed from the other end: nobody is left to answer."""
+
+
 class Exchange:
     """The state of one exchange. `run` never raises but for cancellation."""
 
@@ -93,15 +97,16 @@ class Exchange:
         """Answer the request and leave its row with the log writer."""
         try:
             await self._answer_or_fail()
-        except asyncio.CancelledError:
+        except _CallerGone:
             self._note(CLIENT_CLOSED_REQUEST, "client_disconnected", "The caller went away.")
-            raise
         finally:
             self._log()
 
     async def _answer_or_fail(self) -> None:
         try:
             await self._handle()
+        except _CallerGone:
+            raise
         except Failure as failure:
             await self._fail(failure)
         except (psycopg.OperationalError, PoolTimeout) as error:
@@ -133,7 +138,7 @@ class Exchange:
             raise Failure(
                 405,
                 "invalid_request",
-                f"{self.http_method} is not part of MCP. Use POST, or GET and DELETE with a session.",
+                f"{self.http_method} is not part of MCP. Use POST; with a session GET and DELETE.",
                 headers=(("allow", ALLOW),),
             )
         call, invalid = await self._read_call()
@@ -196,7 +201,7 @@ class Exchange:
         while more:
             event = await self.receive()
             if event["type"] == "http.disconnect":
-                raise asyncio.CancelledError
+                raise _CallerGone
             chunks.append(event.get("body", b""))
             size += len(chunks[-1])
             more = event.get("more_body", False) and size <= limit
@@ -265,7 +270,7 @@ class Exchange:
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise asyncio.CancelledError
+                raise _CallerGone
             await work
         finally:
             for task in (work, gone):
@@ -387,12 +392,11 @@ class Exchange:
         status = self.row.status_code if self.answered else failure.status
         self._note(status, failure.reason, failure.message)
         if self.answered:
-            # The head is out; an ended body is all that is left to say.
-            with contextlib.suppress(Exception):
-                await self._body(b"", more=False)
+            # The head is out. The body is left unended, so that the server cuts the connection
+            # and the caller does not take a half for the whole.
             return
         id_ = self.message.id if self.message else None
-        body = error_body(failure, id=id_, request_id=self.request_id)
+        body = error_body(failure, message_id=id_, request_id=self.request_id)
         await self._respond(failure.status, failure.response_headers(), body)
 
     async def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:

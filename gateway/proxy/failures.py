@@ -46,10 +46,10 @@ class Failure(Exception):
         return found
 
 
-def error_body(failure: Failure, *, id: Any, request_id: UUID) -> bytes:
+def error_body(failure: Failure, *, message_id: Any, request_id: UUID) -> bytes:
     """The JSON-RPC error object, with the reason for programs and the message for people."""
     data: dict[str, Any] = {"reason": failure.reason, "request_id": str(request_id)}
     if failure.retry_after is not None:
         data["retry_after"] = max(1, math.ceil(failure.retry_after))
     error = {"code": failure.code, "message": failure.message, "data": data}
-    return json.dumps({"jsonrpc": "2.0", "id": id, "error": error}).encode()
+    return json.dumps({"jsonrpc": "2.0", "id": message_id, "error": error}).encode()

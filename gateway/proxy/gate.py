@@ -92,7 +92,7 @@ class Gate:
         self.waiting += 1
         try:
             await asyncio.wait_for(asyncio.shield(turn), self.limits.wait_seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             if self._give_up(turn):
                 self.timeouts += 1
                 raise QueueTimeout(self._likely_wait()) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -24,9 +25,8 @@ class Gauges:
 
     async def write(self, pool: Pool, upstreams: list[Upstream]) -> None:
         """Bring this process's rows up to date and remove those of processes that are gone."""
-        rows = [self._row(upstream) for upstream in upstreams]
-        columns = {name: [row[name] for row in rows] for name in _TYPES}
-        parameters = columns | {"name": self.name, "lifetime": GAUGE_LIFETIME}
+        rows = json.dumps([self._row(upstream) for upstream in upstreams])
+        parameters = {"rows": rows, "name": self.name, "lifetime": GAUGE_LIFETIME}
         async with pool.connection() as connection:
             await connection.execute(_WRITE, parameters)
 
@@ -39,9 +39,9 @@ class Gauges:
         gate, route = upstream.gate, upstream.route
         last = gate.last_processed
         return {
-            "pool_id": uuid7(),
-            "queue_id": uuid7(),
-            "server_id": route.server_id,
+            "pool_id": str(uuid7()),
+            "queue_id": str(uuid7()),
+            "server_id": str(route.server_id),
             "transport_type": route.transport_type,
             "max_size": route.pool_max_size,
             "timeout_ms": route.pool_timeout_ms,
@@ -59,7 +59,7 @@ class Gauges:
             "priority_levels": route.priority_levels,
             "accepting": route.is_accepting_requests,
             "processing": gate.active,
-            "last_processed": last and datetime.fromtimestamp(last, UTC),
+            "last_processed": last and datetime.fromtimestamp(last, UTC).isoformat(),
             "enqueued": gate.enqueued,
             "processed": gate.processed,
             "timeouts": gate.timeouts,
@@ -69,40 +69,9 @@ class Gauges:
         }
 
 
-_TYPES = {
-    "pool_id": "uuid",
-    "queue_id": "uuid",
-    "server_id": "uuid",
-    "transport_type": "text",
-    "max_size": "int",
-    "timeout_ms": "int",
-    "idle_timeout_ms": "int",
-    "active": "int",
-    "idle": "int",
-    "waiting": "int",
-    "healthy": "bool",
-    "created": "bigint",
-    "closed": "bigint",
-    "connect_errors": "bigint",
-    "connect_ms": "float8",
-    "queue_max": "int",
-    "processing_timeout_ms": "int",
-    "priority_levels": "int",
-    "accepting": "bool",
-    "processing": "int",
-    "last_processed": "timestamptz",
-    "enqueued": "bigint",
-    "processed": "bigint",
-    "timeouts": "bigint",
-    "errors": "bigint",
-    "processing_ms": "float8",
-    "wait_ms": "float8",
-}
-
 # A row is gone's only if nobody holds it: SKIP LOCKED, so that processes do not wait here.
 # A server that was deleted meanwhile drops out by the join.
-_WRITE = (
-    """
+_WRITE = """
 WITH gone_pools AS (
     DELETE FROM connection_pools WHERE id IN (
         SELECT id FROM connection_pools
@@ -114,11 +83,13 @@ gone_queues AS (
          WHERE queue_name <> '' AND queue_name <> %(name)s AND updated_at < now() - %(lifetime)s
            FOR UPDATE SKIP LOCKED)),
 g AS (
-    SELECT u.* FROM unnest("""
-    + ", ".join(f"%({name})s::{kind}[]" for name, kind in _TYPES.items())
-    + ") AS u("
-    + ", ".join(_TYPES)
-    + """)
+    SELECT u.* FROM jsonb_to_recordset(%(rows)s::jsonb) AS u(
+        pool_id uuid, queue_id uuid, server_id uuid, transport_type text, max_size int,
+        timeout_ms int, idle_timeout_ms int, active int, idle int, waiting int, healthy bool,
+        created bigint, closed bigint, connect_errors bigint, connect_ms float8, queue_max int,
+        processing_timeout_ms int, priority_levels int, accepting bool, processing int,
+        last_processed timestamptz, enqueued bigint, processed bigint, timeouts bigint,
+        errors bigint, processing_ms float8, wait_ms float8)
       JOIN mcp_servers s ON s.id = u.server_id),
 pools AS (
     INSERT INTO connection_pools AS p (
@@ -159,7 +130,6 @@ ON CONFLICT (server_id, queue_name) DO UPDATE SET
     avg_processing_time_ms = excluded.avg_processing_time_ms,
     avg_wait_time_ms = excluded.avg_wait_time_ms
 """
-)
 _REMOVE = """
 WITH pools AS (DELETE FROM connection_pools WHERE pool_name = %(name)s)
 DELETE FROM request_queues WHERE queue_name = %(name)s

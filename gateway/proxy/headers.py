@@ -24,6 +24,7 @@ _TO_CLIENT = {
     "cache-control",
     "content-encoding",
     "content-language",
+    "content-length",
     "content-type",
     "retry-after",
     "x-accel-buffering",

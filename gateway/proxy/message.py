@@ -31,10 +31,12 @@ _VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
 class InvalidMessage(Exception):
     """The body is no JSON-RPC message that may be passed on; `code` is JSON-RPC's."""
 
-    def __init__(self, message: str, *, code: int = INVALID_REQUEST, id: Any = None) -> None:
+    def __init__(
+        self, message: str, *, code: int = INVALID_REQUEST, message_id: Any = None
+    ) -> None:
         super().__init__(message)
         self.code = code
-        self.id = id
+        self.id = message_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +87,15 @@ def _message(message: dict[str, Any]) -> Message:
     if method is None and ("result" in message or "error" in message):
         return Message(Call("response"), id_, is_reply=True)
     if not isinstance(method, str) or not method:
-        raise InvalidMessage("The JSON-RPC method is missing.", id=id_)
+        raise InvalidMessage("The JSON-RPC method is missing.", message_id=id_)
     if not isinstance(params, dict):
-        raise InvalidMessage("MCP parameters are a JSON object.", id=id_)
+        raise InvalidMessage("MCP parameters are a JSON object.", message_id=id_)
     name = params.get(_NAMED_BY.get(method, ""), "")
     if method in _NAMED_BY and (not isinstance(name, str) or not name):
         wanted = _NAMED_BY[method]
-        raise InvalidMessage(f"'{method}' needs the parameter '{wanted}', a string.", id=id_)
+        raise InvalidMessage(
+            f"'{method}' needs the parameter '{wanted}', a string.", message_id=id_
+        )
     return Message(
         Call(method, name), id_, _version(method, params), method.startswith("notifications/")
     )
@@ -116,14 +120,14 @@ def check_headers(message: Message, headers: Mapping[str, str]) -> None:
         raise InvalidMessage(
             f"The Mcp-Method header says '{stated}', the body '{call.method}'. Make them equal.",
             code=HEADER_MISMATCH,
-            id=message.id,
+            message_id=message.id,
         )
     name = headers.get("mcp-name")
     if name is not None and call.method in _IN_HEADER and _decoded(name) != call.name:
         raise InvalidMessage(
             f"The Mcp-Name header is not the body's name '{call.name}'. Make them equal.",
             code=HEADER_MISMATCH,
-            id=message.id,
+            message_id=message.id,
         )
 
 

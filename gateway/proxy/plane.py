@@ -7,16 +7,17 @@ import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import psycopg
-from asgiref.sync import sync_to_async
 from django.conf import settings
 from psycopg_pool import PoolTimeout
 
 from gateway.proxy.breaker import BreakerClient
 from gateway.proxy.exchange import Exchange, Receive, Send
 from gateway.proxy.gauges import Gauges
+from gateway.proxy.orm import OrmThreads
 from gateway.proxy.upstream import Upstreams
 from gateway.proxy.usage import Usage
 from monitoring.logwriter import LogWriter
@@ -50,7 +51,8 @@ class DataPlane:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        self.breaker = BreakerClient()
+        self._orm = OrmThreads()
+        self.breaker = BreakerClient(self._orm)
         self.pool = async_pool(max_size=POOL_SIZE, timeout=POOL_WAIT_SECONDS)
         await self.pool.open()
         self.log = LogWriter(self.pool)
@@ -70,7 +72,7 @@ class DataPlane:
             await self._write_usage()
             await self.gauges.remove(self.pool)
         await self.upstreams.close()
-        self.breaker.close()
+        self._orm.close()
         await self.pool.close()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -88,7 +90,7 @@ class DataPlane:
             plain = await find_plain_key(connection, key=key, slug=slug)
         if plain is None or not plain.is_active or not settings.GATEWAY_UPGRADE_PLAIN_KEYS:
             return plain
-        await sync_to_async(plain_key_upgrade, thread_sensitive=False)(key=key)
+        await self._orm.run(partial(plain_key_upgrade, key=key))
         async with self.pool.connection() as connection:
             return await find_key(connection, prefix=key.prefix, slug=slug)
 

@@ -201,5 +201,3 @@ def invalid_answer(route: Route, why: str) -> Failure:
         f"Server '{route.slug}' did not answer as an MCP server: {why}. "
         "Check that its registered URL is its MCP endpoint.",
     )
-
-

@@ -1,0 +1,339 @@
+"""What a caller of /mcp/<server> gets, and the row that each answer leaves."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import httpx2
+import pytest
+from django.utils.timezone import now
+
+from registry.models import MCPServer
+from security.models import APIKey, EnhancedAPIKey, ServerAccessControl
+from tests.factories import MCPServerFactory, UserFactory
+from tests.integration.gateway.conftest import CALL, Scene
+from tests.peers import after, answer, break_off, events, status
+
+from security.keys import generate_key, plain_hash  # isort: skip
+
+
+def reason(response: httpx2.Response) -> str:
+    return response.json()["error"]["data"]["reason"]
+
+
+def test_a_call_is_answered_and_logged(scene: Scene):
+    response = scene.call()
+
+    assert response.status_code == 200
+    assert response.json() == {"jsonrpc": "2.0", "id": 1, "result": {"echo": "tools/call"}}
+    row = scene.row(response)
+    assert (row.tenant_id, row.api_key_id) == (scene.tenant.id, scene.key.id)
+    assert (row.rpc_method, row.tool_name) == ("tools/call", "add")
+    assert (row.target_server_id, row.status_code, row.error_type) == (scene.server.id, 200, "")
+    assert row.response_size_bytes == len(response.content)
+    assert 0 < row.upstream_ms < row.duration_ms
+
+
+def test_the_caller_s_credentials_stay_and_the_server_s_own_are_sent(scene: Scene):
+    MCPServer.objects.filter(id=scene.server.id).update(
+        credentials={"headers": {"Authorization": "Bearer upstream-secret"}}
+    )
+    headers = {"cookie": "a=b", "x-custom": "1", "mcp-session-id": "s1", "x-request-id": "mine"}
+    response = scene.call(headers=headers)
+
+    seen = scene.peer.seen[0]["headers"]
+    assert seen["authorization"] == "Bearer upstream-secret"
+    assert seen["mcp-session-id"] == "s1"
+    assert seen["x-request-id"] == response.headers["x-request-id"] != "mine"
+    assert not {"cookie", "x-custom", "x-api-key"} & set(seen)
+    assert scene.row(response).request_metadata == {"client_request_id": "mine"}
+
+
+def test_the_body_is_forwarded_byte_for_byte(scene: Scene):
+    body = b'{ "jsonrpc":"2.0",\n "id" : "x", "method":"tools/list"}'
+    scene.call(body)
+    assert scene.peer.seen[0]["body"] == body
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+def test_a_key_is_taken_from_either_header(scene: Scene, header: str):
+    value = scene.key.text if header == "x-api-key" else f"bearer {scene.key.text}"
+    assert scene.call(key="", headers={header: value}).status_code == 200
+
+
+def test_missing_and_wrong_keys_are_refused_with_a_challenge_and_a_row(scene: Scene):
+    missing = scene.call(key="")
+    assert (missing.status_code, reason(missing)) == (401, "missing_credentials")
+    assert missing.headers["www-authenticate"].startswith("Bearer")
+    assert missing.json()["id"] == 1
+
+    wrong = scene.call(key=scene.key.text[:-1] + ("0" if scene.key.text[-1] != "0" else "1"))
+    assert (wrong.status_code, reason(wrong)) == (401, "invalid_credentials")
+    unknown = scene.call(key=generate_key().text)
+    assert unknown.json()["error"]["message"] == wrong.json()["error"]["message"]
+
+    assert scene.row(missing).api_key_id is None
+    assert scene.row(wrong).error_type == "invalid_credentials"
+    assert scene.row(unknown).status_code == 401
+    assert not scene.peer.seen
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"is_active": False}, (401, "invalid_credentials")),
+        ({"is_locked": True}, (401, "key_locked")),
+        ({"is_locked": True, "locked_until": now() + timedelta(hours=1)}, (401, "key_locked")),
+        ({"is_locked": True, "locked_until": now() - timedelta(hours=1)}, None),
+        ({"expires_at": now() - timedelta(seconds=1)}, (401, "key_expired")),
+        ({"ip_whitelist": ["203.0.113.0/24"]}, (403, "ip_not_allowed")),
+        ({"ip_whitelist": ["127.0.0.0/8"]}, None),
+        ({"scopes": ["read"]}, (403, "scope_missing")),
+        ({"scopes": ["admin"]}, None),
+        ({"allowed_servers": ["another"]}, (403, "server_not_allowed")),
+        ({"allowed_methods": ["tools/list"]}, (403, "method_denied")),
+        ({"allowed_methods": ["tools/call:ad*"]}, None),
+    ],
+)
+def test_the_key_s_own_limits(scene: Scene, change: dict, expected: tuple[int, str] | None):
+    EnhancedAPIKey.objects.filter(id=scene.key.id).update(**change)
+    response = scene.call()
+    if expected is None:
+        assert response.status_code == 200
+    else:
+        assert (response.status_code, reason(response)) == expected
+        row = scene.row(response)
+        assert (row.status_code, row.error_type, row.api_key_id) == (*expected, scene.key.id)
+
+
+def test_rules_decide_by_the_most_specific_subject(scene: Scene):
+    user = UserFactory(tenant=scene.tenant)
+    EnhancedAPIKey.objects.filter(id=scene.key.id).update(user=user)
+    rules = ServerAccessControl.objects
+    rules.create(server=scene.server, tenant=scene.tenant, can_proxy=False)
+    assert reason(scene.call()) == "server_not_allowed"
+    rules.create(server=scene.server, user=user, denied_methods=["tools/call:add"])
+    assert reason(scene.call()) == "method_denied"
+    rules.create(server=scene.server, api_key=scene.key)
+    assert scene.call().status_code == 200
+
+
+def test_a_rule_s_days_are_kept(scene: Scene):
+    other_days = sorted(set(range(7)) - {now().weekday(), (now() + timedelta(hours=1)).weekday()})
+    ServerAccessControl.objects.create(
+        server=scene.server, tenant=scene.tenant, allowed_days=other_days
+    )
+    response = scene.call()
+    assert (response.status_code, reason(response)) == (403, "outside_allowed_time")
+
+
+def test_a_tenant_may_deny_by_default(scene: Scene):
+    scene.tenant.settings = {"default_access": "deny"}
+    scene.tenant.save()
+    assert reason(scene.call()) == "server_not_allowed"
+
+
+def test_servers_of_others_do_not_exist_and_own_ones_win_over_shared(scene: Scene):
+    foreign = MCPServerFactory(endpoint_url=scene.peer.url)
+    response = scene.call(slug=foreign.slug)
+    assert (response.status_code, reason(response)) == (404, "server_not_found")
+    assert scene.row(response).target_server_id is None
+
+    shared = MCPServerFactory(tenant=None, slug="common", endpoint_url="http://127.0.0.1:9/")
+    assert reason(scene.call(slug="common")) == "upstream_unreachable"
+    MCPServerFactory(tenant=scene.tenant, slug=shared.slug, endpoint_url=scene.peer.url)
+    assert scene.call(slug="common").status_code == 200
+
+
+def test_the_hourly_limit_answers_429_with_retry_after(scene: Scene):
+    EnhancedAPIKey.objects.filter(id=scene.key.id).update(rate_limit_per_hour=2)
+    assert [scene.call().status_code for _ in range(2)] == [200, 200]
+    refused = scene.call()
+    assert (refused.status_code, reason(refused)) == (429, "rate_limited")
+    assert 1 <= int(refused.headers["retry-after"]) <= 7200
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{", "not valid JSON"),
+        (b"[]", "batches"),
+        (b'{"id": 1, "method": "ping"}', '"jsonrpc"'),
+        (b'{"jsonrpc": "2.0", "id": 1}', "method is missing"),
+        (b'{"jsonrpc": "2.0", "id": true, "method": "ping"}', "id must be"),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {}}', "'name'"),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","method":"tools/call"}', "twice"),
+        (b"[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_malformed_messages_are_refused(scene: Scene, body: bytes, words: str):
+    response = scene.call(body)
+    assert (response.status_code, reason(response)) == (400, "invalid_request")
+    assert words in response.json()["error"]["message"]
+    assert not scene.peer.seen
+
+
+def test_headers_must_name_the_body_s_call(scene: Scene):
+    assert scene.call(headers={"mcp-method": "tools/call", "mcp-name": "add"}).status_code == 200
+    for headers in ({"mcp-method": "tools/list"}, {"mcp-name": "delete"}):
+        response = scene.call(headers=headers)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == -32020
+
+
+def test_too_large_a_request_is_refused_before_it_is_read(scene: Scene, settings):
+    settings.GATEWAY_MAX_REQUEST_BYTES = 1000
+    response = scene.call(b"x" * 2000)
+    assert (response.status_code, reason(response)) == (413, "request_too_large")
+
+
+def test_unlisted_origins_are_refused_and_listed_ones_get_cors(scene: Scene, settings):
+    settings.GATEWAY_ALLOWED_ORIGINS = ["https://app.example.org"]
+    refused = scene.call(headers={"origin": "https://evil.example.org"})
+    assert (refused.status_code, reason(refused)) == (403, "origin_not_allowed")
+    allowed = scene.call(headers={"origin": "https://app.example.org"})
+    assert allowed.headers["access-control-allow-origin"] == "https://app.example.org"
+    preflight = scene.call(method="OPTIONS", headers={"origin": "https://app.example.org"})
+    assert preflight.status_code == 204
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+
+
+@pytest.mark.parametrize(
+    ("behave", "expected"),
+    [
+        (status(200, "<html>"), (502, "upstream_invalid")),
+        (status(302), (502, "upstream_invalid")),
+    ],
+)
+def test_what_is_no_mcp_answer_is_not_passed_on(scene: Scene, behave, expected):
+    scene.peer.behave = behave
+    response = scene.call()
+    assert (response.status_code, reason(response)) == expected
+
+
+@pytest.mark.parametrize("code", [400, 404, 500, 503])
+def test_a_server_s_own_errors_pass_untouched(scene: Scene, code: int):
+    scene.peer.behave = status(code, "its own words")
+    response = scene.call()
+    assert (response.status_code, response.text) == (code, "its own words")
+    row = scene.row(response)
+    assert row.status_code == code
+    assert row.error_type == ("upstream_error" if code >= 500 else "")
+
+
+def test_a_dead_server_answers_502_and_leaves_a_row(scene: Scene):
+    MCPServer.objects.filter(id=scene.server.id).update(endpoint_url="http://127.0.0.1:9/mcp")
+    response = scene.call()
+    assert (response.status_code, reason(response)) == (502, "upstream_unreachable")
+    assert scene.row(response).error_type == "upstream_unreachable"
+
+
+def test_a_silent_server_answers_504(scene: Scene):
+    scene.server.queues.update(processing_timeout_ms=100)
+    scene.peer.behave = after(5)
+    response = scene.call()
+    assert (response.status_code, reason(response)) == (504, "upstream_timeout")
+
+
+def test_private_addresses_are_refused_at_connect_time(scene: Scene, settings):
+    settings.GATEWAY_ALLOW_PRIVATE_UPSTREAMS = False
+    port = scene.peer.port
+    for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]"):
+        url = f"http://{host}:{port}/mcp"
+        MCPServer.objects.filter(id=scene.server.id).update(endpoint_url=url)
+        response = scene.call()
+        assert (response.status_code, reason(response)) == (502, "upstream_unreachable")
+        assert "not a public address" in response.json()["error"]["message"]
+    assert not scene.peer.seen
+
+
+def test_events_reach_the_caller_as_they_are_sent(scene: Scene):
+    gates = [threading.Event() for _ in range(3)]
+    scene.peer.behave = events(gates)
+    url, headers = f"{scene.url}/mcp/{scene.server.slug}", {"x-api-key": scene.key.text}
+    with httpx2.stream("POST", url, json=CALL, headers=headers, timeout=5) as response:
+        assert response.headers["x-accel-buffering"] == "no"
+        chunks = response.iter_text()
+        for number, gate in enumerate(gates):
+            gate.set()  # the next event is only sent once the one before was read
+            assert next(chunks) == f"data: {number}\n\n"
+
+
+def test_a_caller_that_leaves_ends_the_call_upstream(scene: Scene):
+    gates, ended = [threading.Event(), threading.Event()], threading.Event()
+    gates[0].set()
+    scene.peer.behave = events(gates, ended=ended)
+    url, headers = f"{scene.url}/mcp/{scene.server.slug}", {"x-api-key": scene.key.text}
+    with httpx2.stream("POST", url, json=CALL, headers=headers, timeout=5) as response:
+        next(response.iter_text())
+    assert ended.wait(5), "the upstream call went on"
+    row = scene.row(response)
+    assert row.error_type == "client_disconnected"
+
+
+def test_an_answer_that_breaks_off_is_cut_and_logged(scene: Scene):
+    scene.peer.behave = break_off
+    with pytest.raises(httpx2.HTTPError):
+        scene.call().raise_for_status()
+
+
+def test_sessions_and_streams_pass_through(scene: Scene):
+    async def with_session(request):
+        response = await answer(request)
+        response.headers["Mcp-Session-Id"] = "abc"
+        return response
+
+    scene.peer.behave = with_session
+    assert scene.call().headers["mcp-session-id"] == "abc"
+    scene.peer.behave = status(405)
+    assert scene.call(method="GET").status_code == 405
+    scene.call(method="DELETE", headers={"mcp-session-id": "abc"})
+    assert scene.peer.seen[-1]["method"] == "DELETE"
+    assert scene.call(method="PUT").status_code == 405
+
+
+def test_a_plain_key_is_accepted_and_becomes_an_enhanced_one(scene: Scene):
+    key = generate_key()
+    plain = APIKey.objects.create(
+        name="old",
+        tenant=scene.tenant,
+        key_prefix=key.prefix,
+        key_hash=plain_hash(key),
+        scopes=["proxy"],
+    )
+    assert scene.call(key=key.text).status_code == 200
+    plain.refresh_from_db()
+    assert not plain.is_active
+    assert EnhancedAPIKey.objects.get(key_prefix=key.prefix).scopes == ["proxy"]
+    assert scene.call(key=key.text).status_code == 200
+
+
+def test_a_plain_key_stays_plain_when_upgrading_is_off(scene: Scene, settings):
+    settings.GATEWAY_UPGRADE_PLAIN_KEYS = False
+    key = generate_key()
+    APIKey.objects.create(
+        name="old",
+        tenant=scene.tenant,
+        key_prefix=key.prefix,
+        key_hash=plain_hash(key),
+        scopes=["proxy"],
+    )
+    assert scene.call(key=key.text).status_code == 200
+    assert not EnhancedAPIKey.objects.filter(key_prefix=key.prefix).exists()
+
+
+def test_what_a_call_used_is_counted_when_the_gateway_stops(scene: Scene):
+    from tests.factories import ServerToolFactory
+    from tests.integration.gateway.conftest import running_gateway
+
+    tool = ServerToolFactory(server=scene.server, name="add")
+    with running_gateway() as url:
+        other = Scene(url, scene.tenant, scene.server, scene.key, scene.peer)
+        other.call()
+        other.call(key=scene.key.text[:-4] + "zzzz")
+    tool.refresh_from_db()
+    scene.key.refresh_from_db()
+    assert (tool.total_calls, tool.success_count, tool.error_count) == (1, 1, 0)
+    assert tool.avg_execution_time > 0
+    assert (scene.key.failed_attempts, scene.key.last_used is not None) == (1, True)
