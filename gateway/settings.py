@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gateway import env
+from gateway.logs import logging_config
 from registry.db.embedded import local_cluster
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -12,6 +13,7 @@ env.load_env_file(BASE_DIR / ".env")
 LOCAL_DIR = env.read("GATEWAY_LOCAL_DIR", Path, BASE_DIR / ".local").resolve()
 
 DEBUG = env.read("DEBUG", env.truth, default=False)
+LOGGING = logging_config(level=env.read("LOG_LEVEL", env.log_level, "INFO"))
 _secrets = LOCAL_DIR / "secrets"
 SECRET_KEY, _own_key = env.secret("SECRET_KEY", folder=_secrets)
 _keys, _own_keys = env.secret("ENCRYPTION_KEYS", folder=_secrets)
@@ -19,7 +21,7 @@ ENCRYPTION_KEYS = env.fernet_keys(_keys)
 SECRETS_ARE_OWN = _own_key and _own_keys  # `serve` and `worker` insist on it without DEBUG
 
 ALLOWED_HOSTS = env.read("ALLOWED_HOSTS", env.words, ["localhost", "127.0.0.1", "[::1]"])
-GATEWAY_ALLOWED_ORIGINS = env.read("GATEWAY_ALLOWED_ORIGINS", env.origins, [])
+GATEWAY_ALLOWED_ORIGINS: list[str] = env.read("GATEWAY_ALLOWED_ORIGINS", env.origins, [])
 CSRF_TRUSTED_ORIGINS = GATEWAY_ALLOWED_ORIGINS
 
 # ---------------------------------------------------------------- the data plane
@@ -30,7 +32,10 @@ GATEWAY_ALLOW_STDIO = env.read("GATEWAY_ALLOW_STDIO", env.truth, default=False)
 GATEWAY_MAX_REQUEST_BYTES = env.read("GATEWAY_MAX_REQUEST_BYTES", env.positive_int, 4 * 2**20)
 GATEWAY_UPGRADE_PLAIN_KEYS = env.read("GATEWAY_UPGRADE_PLAIN_KEYS", env.truth, default=True)
 # Addresses of reverse proxies whose X-Forwarded-For is believed.
-GATEWAY_TRUSTED_PROXIES = env.read("GATEWAY_TRUSTED_PROXIES", env.networks, [])
+GATEWAY_TRUSTED_PROXIES: list[env.Network] = env.read("GATEWAY_TRUSTED_PROXIES", env.networks, [])
+# A check waits this long for a server; above the second figure it calls the server degraded.
+GATEWAY_HEALTH_TIMEOUT_MS = env.read("GATEWAY_HEALTH_TIMEOUT_MS", env.positive_int, 10_000)
+GATEWAY_HEALTH_SLOW_MS = env.read("GATEWAY_HEALTH_SLOW_MS", env.positive_int, 2000)
 
 # ---------------------------------------------------------------- PostgreSQL
 # Without DATABASE_URL: the embedded one, which the command line starts when a command needs it.
@@ -68,8 +73,9 @@ INSTALLED_APPS = [
     "security",
     "monitoring",
     "registry",
-    "unfold",
-    "django.contrib.admin",
+    "unfold.apps.BasicAppConfig",
+    "unfold.contrib.filters",
+    "gateway.admin_config.GatewayAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.messages",
@@ -112,6 +118,11 @@ TEMPLATES = [
     },
 ]
 
+# Registry may not import monitoring, so its audit entries and jobs go where these
+# strings point.
+AUDIT_WRITER = "monitoring.audit.audit_write"
+TASK_DEFERRER = "gateway.jobs.task_defer"
+
 AUTH_USER_MODEL = "security.User"
 SESSION_ENGINE = "security.sessions"
 SESSION_COOKIE_AGE = 14 * 24 * 3600
@@ -132,24 +143,64 @@ AUTH_PASSWORD_VALIDATORS = [
 USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
+FORMAT_MODULE_PATH = "gateway.formats"
 
 STATIC_URL = "/static/"
 STATIC_ROOT = LOCAL_DIR / "static"
 SERVESTATIC_USE_FINDERS = True  # no collectstatic step to forget; assets are read at start
 
+# The queue's tasks are registered in one place, not found by module name.
+PROCRASTINATE_AUTODISCOVER_MODULE_NAME = None
+PROCRASTINATE_ON_APP_READY = "gateway.jobs.tasks_register"
+
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# ---------------------------------------------------------------- the admin's looks
+UNFOLD = {
+    "SITE_TITLE": "MCP Registry Gateway",
+    "SITE_HEADER": "MCP Registry Gateway",
+    "SITE_SYMBOL": "hub",
+    "SITE_URL": None,
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": "gateway.admin_site.icon"},
+    ],
+    "SCRIPTS": ["gateway.admin_site.script"],
+    "STYLES": ["gateway.admin_site.style"],
+    "SHOW_BACK_BUTTON": True,
+    "DASHBOARD_CALLBACK": "gateway.admin_site.glance",
+    "SIDEBAR": {"show_search": True, "navigation": "gateway.admin_site.sidebar"},
+    "COLORS": {
+        "primary": {
+            "50": "oklch(98.4% .014 180.7)",
+            "100": "oklch(95.3% .051 180.8)",
+            "200": "oklch(91% .096 180.4)",
+            "300": "oklch(85.5% .138 181.1)",
+            "400": "oklch(77.7% .152 181.9)",
+            "500": "oklch(70.4% .14 182.5)",
+            "600": "oklch(52% .1 184.7)",
+            "700": "oklch(45% .09 186.4)",
+            "800": "oklch(40% .08 188.2)",
+            "900": "oklch(36% .065 188.4)",
+            "950": "oklch(27.7% .046 192.5)",
+        },
+    },
+}
 
 # ---------------------------------------------------------------- REST
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
         "security.api.authentication.APIKeyAuthentication",
-        "rest_framework.authentication.SessionAuthentication",
+        "security.api.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["security.api.permissions.HasScope"],
     "DEFAULT_PAGINATION_CLASS": "registry.api.pagination.NewestFirst",
-    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_FILTER_BACKENDS": [
+        "registry.api.filters.StrictFilterBackend",
+        "security.api.permissions.ServerRules",
+    ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["registry.api.parsers.JSONParser"],
+    "EXCEPTION_HANDLER": "registry.api.errors.handle",
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "PAGE_SIZE": 50,
     "UNAUTHENTICATED_USER": None,
@@ -158,6 +209,9 @@ SPECTACULAR_SETTINGS = {
     "TITLE": "MCP Registry Gateway",
     "DESCRIPTION": "Servers, tools, keys, rules and monitoring data of the gateway.",
     "VERSION": "1",
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "COMPONENT_SPLIT_REQUEST": True,  # what is written and never shown is in no answer's shape
+    "PREPROCESSING_HOOKS": ["registry.api.schema.paths_without_slash"],
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SWAGGER_UI_DIST": "SIDECAR",

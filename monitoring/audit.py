@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from django.db import models
 
@@ -26,9 +27,8 @@ def audit_write(
     Call it inside the transaction of the change: both stand or neither does. The entry's tenant
     is the resource's where it has one, so that a tenant sees what operators did to it.
     """
-    owner = getattr(resource, "tenant_id", None)
     return AuditLog.objects.create(
-        tenant_id=owner or actor.tenant_id,
+        tenant_id=_owner(resource) or actor.tenant_id,
         user_id=actor.user_id,
         api_key_id=actor.api_key_id,
         service_name=actor.service_name,
@@ -42,3 +42,11 @@ def audit_write(
         success=success,
         error_message=error_message,
     )
+
+
+def _owner(resource: models.Model | None) -> UUID | None:
+    """The tenant that a resource belongs to: its own, or that of the server it is part of."""
+    owner: UUID | None = getattr(resource, "tenant_id", None)
+    if owner is None and getattr(resource, "server_id", None) is not None:
+        owner = resource.server.tenant_id  # type: ignore[union-attr]
+    return owner

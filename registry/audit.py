@@ -54,9 +54,7 @@ def audit_write(
     details: dict[str, Any] | None = None,
 ) -> None:
     """Add one entry through `settings.AUDIT_WRITER`, inside the caller's transaction."""
-    _writer(settings.AUDIT_WRITER)(
-        actor=actor, action=action, resource=resource, details=details
-    )
+    _writer(settings.AUDIT_WRITER)(actor=actor, action=action, resource=resource, details=details)
 
 
 @cache

@@ -67,6 +67,8 @@ class Tenant(UUIDModel, TimestampedModel):
         max_length=9, choices=TenantStatus, default=TenantStatus.ACTIVE
     )
     # "default_access": "allow" (own and shared servers; the default) or "deny".
+    # "runs_gateway": true for the operators' tenant, whose API callers also see what concerns the
+    # whole gateway (database, retention, views); never other tenants' rows.
     settings = models.JSONField(default=dict, blank=True)
 
     class Meta:

@@ -136,7 +136,7 @@ def check_url(url: str, *, transport: str) -> SplitResult:
         raise InvalidURL(f"'{url}' is no URL ({error}); write it as {example}.") from None
     if parts.scheme not in schemes or not host:
         raise InvalidURL(
-            f"'{url}' does not fit transport '{transport}'; write an absolute URL such as {example}."
+            f"'{url}' does not fit transport '{transport}'; write a whole URL such as {example}."
         )
     if "@" in parts.netloc:
         raise InvalidURL("A URL must not carry a user or password; store them as credentials.")

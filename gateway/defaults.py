@@ -1,0 +1,159 @@
+"""What every database of the gateway starts with, whoever made it. Safe to repeat.
+
+Rows that exist are left as they are: an operator may have changed them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from django.contrib.auth.models import Group, Permission
+from django.db import models, transaction
+from django.db.models import Q
+
+from monitoring.audit import Actor, audit_write
+from monitoring.models import (
+    ComparisonOperator,
+    DataRetentionPolicy,
+    PerformanceAlert,
+    Severity,
+)
+from registry.models import Tenant
+from security.models import Role
+
+__all__ = ["DEFAULT_TENANT", "Defaults", "defaults_ensure"]
+
+DEFAULT_TENANT = "default"
+Row = TypeVar("Row", bound=models.Model)
+
+APPS = ("registry", "monitoring", "security", "gateway")
+# What each role may do in the admin. Staff alone get in; the API goes by scopes, not by groups.
+PERMISSIONS: dict[Role, Q] = {
+    Role.ADMIN: Q(content_type__app_label__in=APPS),
+    Role.USER: Q(content_type__app_label="registry", codename__startswith="view_")
+    | Q(content_type__app_label="registry", codename__in=["add_mcpserver", "change_mcpserver"]),
+    Role.SERVICE: Q(content_type__app_label="registry", codename__startswith="view_"),
+    Role.READONLY: Q(content_type__app_label__in=APPS, codename__startswith="view_"),
+}
+
+ALERTS = (
+    PerformanceAlert(
+        name="Slow statements",
+        description="A statement takes more than a second on average.",
+        metric_name="slow_statement_ms",
+        threshold_value=1000,
+    ),
+    PerformanceAlert(
+        name="Low index usage",
+        description="Less than four fifths of the reads of a large table use an index.",
+        metric_name="index_usage_percent",
+        threshold_value=80,
+        comparison_operator=ComparisonOperator.LESS,
+        duration_minutes=60,
+    ),
+    PerformanceAlert(
+        name="Fast table growth",
+        description="A table grew by more than a fifth within thirty days.",
+        metric_name="table_growth_percent",
+        threshold_value=20,
+        duration_minutes=60,
+        severity=Severity.INFO,
+    ),
+    PerformanceAlert(
+        name="Connection pools nearly full",
+        description="More than 85 % of the upstream connections of a pool are in use.",
+        metric_name="pool_utilisation_percent",
+        threshold_value=85,
+    ),
+    PerformanceAlert(
+        name="Open circuit breakers",
+        description="At least one server is not called because it failed too often.",
+        metric_name="open_breakers",
+        threshold_value=0,
+        duration_minutes=0,
+        severity=Severity.CRITICAL,
+    ),
+)
+
+POLICIES = (
+    DataRetentionPolicy(
+        name="Request log",
+        description="Calls through the gateway.",
+        table_name="request_logs",
+        date_column="request_time",
+        retention_days=90,
+    ),
+    DataRetentionPolicy(
+        name="Audit log",
+        description="Who changed what.",
+        table_name="audit_logs",
+        date_column="timestamp",
+        retention_days=365,
+    ),
+    DataRetentionPolicy(
+        name="Server metrics",
+        description="What health checks measured.",
+        table_name="server_metrics",
+        date_column="timestamp",
+        retention_days=30,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """How many rows were missing and are there now."""
+
+    tenants: int
+    groups: int
+    alerts: int
+    policies: int
+
+
+@transaction.atomic
+def defaults_ensure(*, actor: Actor) -> Defaults:
+    """Make the default tenant, a group a role, the default alerts and retention policies."""
+    return Defaults(
+        tenants=_tenant(actor),
+        groups=_groups(),
+        alerts=_missing(PerformanceAlert, ALERTS),
+        policies=_missing(DataRetentionPolicy, POLICIES),
+    )
+
+
+def _tenant(actor: Actor) -> int:
+    _, made = Tenant.objects.get_or_create(
+        slug=DEFAULT_TENANT,
+        defaults={
+            "name": "Default",
+            "description": "Who is told of no other tenant uses this.",
+            # Its members see figures of the whole gateway; other tenants see their own only.
+            "settings": {"runs_gateway": True},
+        },
+    )
+    if made:
+        tenant = Tenant.objects.get(slug=DEFAULT_TENANT)
+        audit_write(actor=actor, action="tenant.create", resource=tenant)
+    return int(made)
+
+
+def _groups() -> int:
+    """A new group gets its role's permissions; an existing one keeps what it was given."""
+    made = 0
+    for role, wanted in PERMISSIONS.items():
+        group, is_new = Group.objects.get_or_create(name=role.value)
+        if is_new:
+            group.permissions.set(Permission.objects.filter(wanted))
+            made += 1
+    return made
+
+
+def _missing(model: type[Row], rows: tuple[Row, ...]) -> int:
+    """Insert those whose name is not taken; the unique constraint decides."""
+    manager = model._default_manager
+    before = manager.count()
+    fields = [field.attname for field in model._meta.concrete_fields if not field.primary_key]
+    fresh = [model(**{name: getattr(row, name) for name in fields}) for row in rows]
+    manager.bulk_create(fresh, ignore_conflicts=True)
+    return manager.count() - before

@@ -1,0 +1,25 @@
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from gateway.worker import run_worker
+
+
+class Command(BaseCommand):
+    help = "Do the background work until SIGTERM or Ctrl-C. Any number of workers may run."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--concurrency", type=int, default=4, metavar="N", help="Jobs at a time. Default: 4."
+        )
+
+    def handle(self, *, concurrency: int, **_options: Any) -> None:
+        if concurrency < 1:
+            raise CommandError("--concurrency must be at least 1.", returncode=2)
+        if not (settings.SECRETS_ARE_OWN or settings.DEBUG):
+            raise CommandError(
+                "Set SECRET_KEY and ENCRYPTION_KEYS: in production every process must share them. "
+                "(DEBUG=on uses those that were made for development.)"
+            )
+        run_worker(concurrency=concurrency, told=self.stdout.write)

@@ -1,0 +1,74 @@
+"""The worker process: takes jobs from the queue until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+
+import psycopg
+from procrastinate import exceptions
+from procrastinate.contrib.django import app
+from procrastinate.jobs import DeleteJobCondition
+
+__all__ = ["run_worker"]
+
+logger = logging.getLogger(__name__)
+
+# A job that is asked to stop does so between two steps, each bounded by its own time-out.
+GRACE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+def run_worker(*, concurrency: int, told: Callable[[str], object]) -> None:
+    """Work until SIGTERM or SIGINT; a database that goes away is waited for.
+
+    Jobs are synchronous functions in threads, so `concurrency` is the number of database
+    connections that jobs use; the queue itself takes up to four more.
+    """
+    with app.replace_connector(app.connector.get_worker_connector()):  # type: ignore[attr-defined]
+        asyncio.run(_until_told(concurrency, told))
+
+
+async def _until_told(concurrency: int, told: Callable[[str], object]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    told(f"Worker started, {concurrency} job(s) at a time. Ctrl-C stops it.")
+    pause = 1.0
+    while not stop.is_set():
+        began = loop.time()
+        await _until_stopped_or_broken(concurrency, stop)
+        if stop.is_set():
+            break
+        if loop.time() - began > LONGEST_PAUSE_SECONDS:
+            pause = 1.0
+        logger.error("the worker lost the database; it tries again in %d s", pause)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause)
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+    told("Worker stopped.")
+
+
+async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event) -> None:
+    try:
+        async with app.open_async():
+            worker = asyncio.create_task(
+                app.run_worker_async(
+                    concurrency=concurrency,
+                    delete_jobs=DeleteJobCondition.SUCCESSFUL.value,
+                    install_signal_handlers=False,
+                    shutdown_graceful_timeout=GRACE_SECONDS,
+                )
+            )
+            waiting = asyncio.create_task(stop.wait())
+            await asyncio.wait({worker, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            worker.cancel()  # the queue lets running jobs end first
+            with suppress(asyncio.CancelledError):
+                await worker
+    except (exceptions.ConnectorException, psycopg.Error, OSError) as error:
+        logger.warning("the job queue cannot be used: %s", error)

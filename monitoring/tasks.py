@@ -1,0 +1,82 @@
+"""Monitoring's periodic work: snapshots of sizes and statements, and fresh planner statistics."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django.db import connection, transaction
+from psycopg import sql
+
+from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
+from registry.periodic import PeriodicTask, Stop, never
+
+__all__ = ["PERIODIC"]
+
+# Tables that changed by more than a tenth since they were last analysed. Autovacuum does the
+# same, yet late after a bulk load, and not at all where somebody switched it off.
+_STALE = """
+SELECT tables.relname
+FROM pg_stat_user_tables AS tables JOIN pg_class AS class ON class.oid = tables.relid
+WHERE tables.schemaname = current_schema()
+  AND pg_has_role(class.relowner, 'MEMBER')
+  AND tables.n_mod_since_analyze > 1000 + 0.1 * greatest(class.reltuples, 0)
+ORDER BY tables.relname
+"""
+
+
+def sizes_snapshot(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (one step)
+    """Remember how large each table is today."""
+    return size_snapshot_take()
+
+
+def statements_snapshot(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (one step)
+    """Remember what the statements cost so far, where the extension counts them."""
+    return statement_snapshot_take() or 0
+
+
+def tables_analyze(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (as of now)
+    """Refresh planner statistics of tables that changed a lot; blocks no write."""
+    done = 0
+    for table in _stale_tables():
+        if stop():
+            break
+        with transaction.atomic(), connection.cursor() as cursor:
+            # A large table takes longer than what a request may.
+            cursor.execute("SET LOCAL statement_timeout = '15min'")
+            cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(table)))
+        done += 1
+    return done
+
+
+def _stale_tables() -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(_STALE)
+        return [row[0] for row in cursor.fetchall()]
+
+
+PERIODIC = (
+    PeriodicTask(
+        name="sizes_snapshot",
+        cron="5 * * * *",
+        unit="tables",
+        does="Remember the size of each table, for the growth figures.",
+        due=None,
+        run=sizes_snapshot,
+    ),
+    PeriodicTask(
+        name="statements_snapshot",
+        cron="*/5 * * * *",
+        unit="statements",
+        does="Remember what statements cost, for the slow-statement figures.",
+        due=None,
+        run=statements_snapshot,
+    ),
+    PeriodicTask(
+        name="tables_analyze",
+        cron="*/30 * * * *",
+        unit="tables",
+        does="Refresh the planner's statistics where a table changed a lot.",
+        due=lambda _at: len(_stale_tables()),
+        run=tables_analyze,
+    ),
+)

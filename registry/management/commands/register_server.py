@@ -1,0 +1,94 @@
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils.timezone import now
+
+from registry.audit import Actor
+from registry.health import Checked
+from registry.models import HealthStatus, MCPServer, Tenant, Transport
+from registry.services import health_check, server_register, tools_sync
+
+
+class Command(BaseCommand):
+    help = "Register an MCP server, check its health and read its tools."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name", metavar="NAME")
+        parser.add_argument("url", metavar="URL", help="For stdio: the command line, quoted.")
+        parser.add_argument(
+            "--transport",
+            choices=Transport.values,
+            default=Transport.HTTP.value,
+            help="Default: http.",
+        )
+        parser.add_argument("--tenant", default="default", metavar="SLUG", help="Default: default.")
+        parser.add_argument("--description", default="", metavar="TEXT")
+        parser.add_argument(
+            "--tag", action="append", default=[], dest="tags", metavar="TAG", help="Repeatable."
+        )
+
+    def handle(
+        self,
+        *,
+        name: str,
+        url: str,
+        transport: str,
+        tenant: str,
+        description: str,
+        tags: list[str],
+        **_options: Any,
+    ) -> None:
+        try:
+            server = server_register(
+                actor=Actor(service_name="cli"),
+                tenant=_tenant(tenant),
+                name=name,
+                url=url,
+                transport=transport,
+                description=description,
+                tags=tags,
+                allow_stdio=True,
+                defer_check=False,  # done here and now, so that the outcome can be told
+            )
+        except ValidationError as error:
+            raise CommandError(_sentence(error)) from None
+        self.stdout.write(
+            f"Registered '{server.slug}' for tenant '{tenant}'. "
+            f"Agents reach it at /mcp/{server.slug}"
+        )
+        self._contact(server)
+
+    def _contact(self, server: MCPServer) -> None:
+        """A server that is away is registered all the same: the worker asks again each minute."""
+        from registry.mcp_client import UpstreamError  # the SDK takes half a second
+
+        checked = health_check(server=server, at=now())
+        self.stdout.write(f"Health: {checked.status.value}{_reason(checked)}")
+        if checked.status in (HealthStatus.HEALTHY, HealthStatus.DEGRADED):
+            try:
+                found = tools_sync(server=server, at=now())
+            except UpstreamError as error:
+                self.stderr.write(f"Tools not read: {error}")
+                return
+            self.stdout.write(
+                f"Offers {found.tools} tool(s), {found.resources} resource(s), "
+                f"{found.prompts} prompt(s)."
+            )
+
+
+def _tenant(slug: str) -> Tenant:
+    found = Tenant.objects.filter(slug=slug).first()
+    if found is None:
+        known = ", ".join(Tenant.objects.order_by("slug").values_list("slug", flat=True)[:20])
+        hint = f"there are: {known}" if known else "there is none yet; run init_db"
+        raise CommandError(f"There is no tenant '{slug}'; {hint}.", returncode=2)
+    return found
+
+
+def _sentence(error: ValidationError) -> str:
+    return " ".join(error.messages)
+
+
+def _reason(checked: Checked) -> str:
+    return f". {checked.error}" if checked.error else ""

@@ -1,0 +1,56 @@
+"""What periodic work looks like, and how a lower room asks for work to be queued.
+
+Each app's `tasks.py` lists its `PeriodicTask`s; the gateway puts them on the queue. What points
+upward is a string: `settings.TASK_DEFERRER` names the function that queues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Protocol, cast
+
+from django.conf import settings
+from django.utils.module_loading import import_string
+
+__all__ = ["PeriodicTask", "Stop", "never", "task_defer"]
+
+Stop = Callable[[], bool]  # asked between steps; True: finish what is begun and return
+
+
+def never() -> bool:
+    return False
+
+
+class Run(Protocol):
+    def __call__(self, *, at: datetime, stop: Stop = never) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodicTask:
+    """One kind of periodic work: how much of it is due, and the function that does it."""
+
+    name: str
+    cron: str
+    unit: str  # what is counted, in the plural
+    does: str  # one sentence for an operator
+    due: Callable[[datetime], int] | None  # None: there is always something to do
+    run: Run  # returns how many units it dealt with
+
+
+class TaskDeferrer(Protocol):
+    """What `settings.TASK_DEFERRER` names; see `gateway.jobs.task_defer`."""
+
+    def __call__(self, name: str, **arguments: str) -> None: ...
+
+
+def task_defer(name: str, **arguments: str) -> None:
+    """Queue a task, as part of the open transaction: no commit, no task."""
+    _deferrer(settings.TASK_DEFERRER)(name, **arguments)
+
+
+@cache
+def _deferrer(path: str) -> TaskDeferrer:
+    return cast("TaskDeferrer", import_string(path))

@@ -1,0 +1,94 @@
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils.timezone import now
+
+from monitoring.audit import Actor
+from registry.models import MCPServer, Tenant
+from security.models import APIKeyScope
+from security.services import api_key_create
+
+DEFAULT_SCOPES = [APIKeyScope.PROXY.value, APIKeyScope.READ.value]
+
+
+class Command(BaseCommand):
+    help = "Create an API key and print it once; only its prefix can be read again."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name", metavar="NAME")
+        parser.add_argument("--tenant", default="default", metavar="SLUG", help="Default: default.")
+        parser.add_argument(
+            "--scope", action="append", dest="scopes", metavar="S",
+            help=f"Repeatable: {', '.join(APIKeyScope.values)}. Default: proxy and read.",
+        )  # fmt: skip
+        parser.add_argument(
+            "--server", action="append", dest="servers", default=[], metavar="SLUG",
+            help="Repeatable: the only servers it may call. Default: all.",
+        )  # fmt: skip
+        parser.add_argument(
+            "--ip", action="append", dest="networks", default=[], metavar="CIDR",
+            help="Repeatable: the only addresses it may come from. Default: all.",
+        )  # fmt: skip
+        parser.add_argument(
+            "--expires", type=int, metavar="DAYS", help="Days that it lives. Default: for ever."
+        )
+        parser.add_argument("--json", action="store_true", help="Print one JSON document.")
+
+    def handle(
+        self,
+        *,
+        name: str,
+        tenant: str,
+        scopes: list[str] | None,
+        servers: list[str],
+        networks: list[str],
+        expires: int | None,
+        json: bool,
+        **_options: Any,
+    ) -> None:
+        owner = _tenant(tenant)
+        _require(scopes or (), APIKeyScope.values, kind="scope")
+        visible = MCPServer.objects.visible_to(owner.pk).order_by("slug")
+        _require(servers, visible.values_list("slug", flat=True), kind="server")
+        if expires is not None and not 1 <= expires <= 36_500:
+            raise CommandError("--expires takes 1 to 36500 days.", returncode=2)
+        try:
+            row, text = api_key_create(
+                actor=Actor(service_name="cli"),
+                name=name,
+                tenant=owner,
+                scopes=list(dict.fromkeys(scopes or DEFAULT_SCOPES)),
+                allowed_servers=list(dict.fromkeys(servers)),
+                ip_whitelist=networks,
+                expires_at=now() + timedelta(days=expires) if expires else None,
+            )
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages), returncode=2) from None
+        if json:
+            self.stdout.write(_document(row.pk, row.name, row.key_prefix, text))
+            return
+        self.stdout.write(f"{text}")
+        self.stderr.write("This is the only time that the key is shown; keep it now.")
+
+
+def _document(pk: object, name: str, prefix: str, key: str) -> str:
+    return json.dumps({"id": str(pk), "name": name, "prefix": prefix, "key": key})
+
+
+def _tenant(slug: str) -> Tenant:
+    _require([slug], Tenant.objects.order_by("slug").values_list("slug", flat=True), kind="tenant")
+    return Tenant.objects.get(slug=slug)
+
+
+def _require(given: Sequence[str], known: Any, *, kind: str) -> None:
+    """CommandError that lists what there is when something given is not among it."""
+    names = list(known) if given else []
+    for name in given:
+        if name not in names:
+            there = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+            hint = f"there are: {there}" if there else f"there is no {kind} yet"
+            raise CommandError(f"There is no {kind} '{name}'; {hint}.", returncode=2)

@@ -1,0 +1,104 @@
+"""The worker as a process of its own: it checks a real server, and it stops when it is told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from registry.audit import Actor
+from registry.models import MCPServer
+from registry.services import server_register
+from tests.mcp_server import mcp_over_http
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def environment():
+    """What a worker needs to find the test database."""
+    database = connection.settings_dict
+    host, port = database["HOST"], database["PORT"]
+    user, name = database["USER"], database["NAME"]
+    url = f"postgresql://{user}@/{name}?host={host or database['OPTIONS'].get('host')}"
+    return {
+        **os.environ,
+        "DATABASE_URL": f"{url}&port={port}" if port else url,
+        "DEBUG": "on",
+        "GATEWAY_ALLOW_PRIVATE_UPSTREAMS": "on",
+        "GATEWAY_LOCAL_DIR": str(settings.LOCAL_DIR),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def start(environment, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "manage.py", "worker", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(what, seconds=30):
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_registered_server_is_checked_read_and_the_worker_stops_in_time(environment, settings):
+    settings.GATEWAY_ALLOW_PRIVATE_UPSTREAMS = True
+    with mcp_over_http() as url:
+        server = server_register(actor=Actor(service_name="test"), tenant=None, name="s", url=url)
+        worker = start(environment, "--concurrency", "2")
+        try:
+            wait_for(lambda: MCPServer.objects.get().tools.count() == 2)
+            server.refresh_from_db()
+            assert server.health_status == "healthy"
+            wait_for(lambda: not _waiting())  # what succeeded is removed
+        finally:
+            worker.send_signal(signal.SIGTERM)
+            out, err = worker.communicate(timeout=20)
+    assert worker.returncode == 0, err
+    assert "Worker started, 2 job(s) at a time." in out
+    assert "Worker stopped." in out
+    assert "Traceback" not in err
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM procrastinate_workers")
+        assert cursor.fetchone() == (0,)
+
+
+def _waiting():
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM procrastinate_jobs WHERE task_name = 'server_first_contact'"
+        )
+        return cursor.fetchone()[0]
+
+
+def test_it_refuses_to_work_with_secrets_that_are_not_its_own(environment):
+    refused = {key: value for key, value in environment.items() if key not in SECRETS}
+    worker = start(refused | {"DEBUG": "off"})
+    _, err = worker.communicate(timeout=30)
+    assert worker.returncode == 1
+    assert "Set SECRET_KEY and ENCRYPTION_KEYS" in err
+    assert "Traceback" not in err
+
+
+def test_a_senseless_concurrency_is_wrong_usage(environment):
+    worker = start(environment, "--concurrency", "0")
+    _, err = worker.communicate(timeout=30)
+    assert (worker.returncode, "at least 1" in err) == (2, True)
+
+
+SECRETS = {"SECRET_KEY", "ENCRYPTION_KEYS"}

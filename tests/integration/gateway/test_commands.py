@@ -1,0 +1,158 @@
+"""init_db, setup_enhanced, create_api_key and run_maintenance."""
+
+import json
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth.models import Group
+from django.core.management import CommandError, call_command
+from django.utils.timezone import now
+
+from gateway.jobs import PERIODIC
+from gateway.management.commands import setup_enhanced
+from monitoring.models import AuditLog, DataRetentionPolicy, PerformanceAlert
+from registry.models import Tenant
+from security.keys import hash_secret, parse_key
+from security.models import EnhancedAPIKey
+from tests.factories import (
+    EnhancedAPIKeyFactory,
+    MCPServerFactory,
+    SessionFactory,
+    TenantFactory,
+)
+
+pytestmark = pytest.mark.django_db
+ALERTED = {
+    "slow_statement_ms": (">", 1000),
+    "index_usage_percent": ("<", 80),
+    "table_growth_percent": (">", 20),
+    "pool_utilisation_percent": (">", 85),
+    "open_breakers": (">", 0),
+}
+
+
+def test_init_db_makes_the_defaults_once_and_keeps_what_was_changed(capsys):
+    call_command("init_db")
+    assert "1 tenant(s), 4 role group(s), 5 alert(s), 3 retention" in capsys.readouterr().out
+    alerts = PerformanceAlert.objects.all()
+    assert {a.metric_name: (a.comparison_operator, a.threshold_value) for a in alerts} == ALERTED
+    assert Group.objects.get(name="admin").permissions.filter(codename="delete_mcpserver")
+    readonly = Group.objects.get(name="readonly").permissions
+    assert readonly.filter(codename="view_auditlog")
+    assert not readonly.exclude(codename__startswith="view_").exists()
+
+    DataRetentionPolicy.objects.filter(table_name="request_logs").update(retention_days=7)
+    Group.objects.get(name="user").permissions.clear()
+    call_command("init_db")
+    assert "0 tenant(s), 0 role group(s), 0 alert(s), 0 retention" in capsys.readouterr().out
+    assert DataRetentionPolicy.objects.get(table_name="request_logs").retention_days == 7
+    assert not Group.objects.get(name="user").permissions.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ([], ["init_db"]),
+        (["--with-performance"], ["init_db", "optimize_db"]),
+        (["--seed-data"], ["init_db", "seed_dev_data"]),
+        (["--full"], ["init_db", "optimize_db", "seed_dev_data"]),
+    ],
+)
+def test_setup_enhanced_runs_what_the_flags_say(flags, steps, monkeypatch):
+    ran = []
+    monkeypatch.setattr(setup_enhanced, "call_command", lambda name, **_: ran.append(name))
+    call_command("setup_enhanced", *flags)
+    assert ran == steps
+
+
+def test_a_key_is_printed_once_and_works(capsys):
+    TenantFactory(slug="default")
+    call_command("create_api_key", "agent", "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"id", "name", "prefix", "key"}
+    row = EnhancedAPIKey.objects.get(pk=document["id"])
+    key = parse_key(document["key"])
+    assert (row.name, row.key_prefix, row.scopes) == ("agent", key.prefix, ["proxy", "read"])
+    assert bytes(row.key_hash) == hash_secret(salt=bytes(row.salt), secret=key.secret)
+    assert key.secret not in str(AuditLog.objects.get(action="api_key.create").details)
+
+
+def test_a_key_takes_all_its_restrictions(capsys):
+    tenant = TenantFactory(slug="red")
+    MCPServerFactory(tenant=tenant, slug="one")
+    MCPServerFactory(tenant=None, slug="two")
+    call_command(
+        "create_api_key", "k", "--tenant", "red", "--scope", "proxy", "--scope", "metrics",
+        "--server", "one", "--server", "two", "--ip", "10.0.0.0/8", "--expires", "30",
+    )  # fmt: skip
+    captured = capsys.readouterr()
+    assert parse_key(captured.out.strip())
+    assert "only time" in captured.err
+    row = EnhancedAPIKey.objects.get()
+    assert (row.tenant, row.scopes) == (tenant, ["proxy", "metrics"])
+    assert (row.allowed_servers, row.ip_whitelist) == (["one", "two"], ["10.0.0.0/8"])
+    assert timedelta(days=29) < row.expires_at - now() <= timedelta(days=30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tenant", "blue"], "no tenant 'blue'; there are: default"),
+        (["--scope", "all"], "no scope 'all'; there are: read, write, admin"),
+        (["--server", "theirs"], "no server 'theirs'; there are: mine"),
+        (["--ip", "10.0.0.300"], "10.0.0.300"),
+        (["--expires", "0"], "1 to 36500"),
+    ],
+)
+def test_a_wrong_argument_says_what_there_is(arguments, words):
+    MCPServerFactory(tenant=TenantFactory(slug="default"), slug="mine")
+    Tenant.objects.exclude(slug="default").delete()
+    with pytest.raises(CommandError, match=words) as caught:
+        call_command("create_api_key", "k", *arguments)
+    assert caught.value.returncode == 2
+    assert not EnhancedAPIKey.objects.exists()
+
+
+def test_maintenance_runs_what_is_due_and_a_dry_run_only_says_it(capsys):
+    old = SessionFactory(expires_at=now() - timedelta(days=8))
+    SessionFactory(user=old.user)
+    call_command("run_maintenance", "--task", "sessions_remove", "--dry-run")
+    assert "sessions_remove: 1 sessions due." in capsys.readouterr().out
+    call_command("run_maintenance", "--task", "sessions_remove")
+    assert capsys.readouterr().out == "sessions_remove: 1 sessions done.\n"
+    assert type(old).objects.count() == 1
+
+
+def test_maintenance_runs_every_task(capsys):
+    call_command("run_maintenance")
+    out = capsys.readouterr().out
+    assert [line.partition(":")[0] for line in out.splitlines()] == list(PERIODIC)
+
+
+def test_an_unknown_task_is_wrong_usage():
+    with pytest.raises(CommandError, match="choose one of: servers_health_check") as caught:
+        call_command("run_maintenance", "--task", "nonsense")
+    assert caught.value.returncode == 2
+
+
+def test_a_failing_task_does_not_hide_the_others(monkeypatch, capsys):
+    def fail(**_):
+        raise RuntimeError("broken")
+
+    broken = PERIODIC["sessions_remove"]
+    monkeypatch.setitem(PERIODIC, broken.name, type(broken)(
+        name=broken.name, cron=broken.cron, unit="", does="", due=None, run=fail
+    ))  # fmt: skip
+    with pytest.raises(CommandError, match=r"1 task\(s\) failed: sessions_remove"):
+        call_command("run_maintenance")
+    assert "gauges_remove: 0 rows done." in capsys.readouterr().out
+
+
+def test_keys_are_switched_off_a_month_after_their_end():
+    long_over = EnhancedAPIKeyFactory(expires_at=now() - timedelta(days=31))
+    just_over = EnhancedAPIKeyFactory(expires_at=now() - timedelta(days=1))
+    assert PERIODIC["api_keys_expire"].run(at=now()) == 1
+    long_over.refresh_from_db()
+    just_over.refresh_from_db()
+    assert (long_over.is_active, just_over.is_active) == (False, True)
+    assert AuditLog.objects.get(action="api_key.expire").resource_id == str(long_over.pk)

@@ -1,0 +1,55 @@
+"""The command register_server, against a real server."""
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from registry.models import MCPServer
+from tests.factories import TenantFactory
+from tests.mcp_server import closed_port, mcp_over_http
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def world(settings):
+    settings.GATEWAY_ALLOW_PRIVATE_UPSTREAMS = True
+    settings.GATEWAY_HEALTH_TIMEOUT_MS = 5000
+    TenantFactory(slug="default")
+
+
+def test_it_registers_checks_and_reads_the_tools(capsys):
+    with mcp_over_http() as url:
+        call_command("register_server", "My Server", url, "--tag", "a", "--tag", "b")
+    out = capsys.readouterr().out
+    assert "/mcp/my-server" in out
+    assert "Health: healthy" in out
+    assert "Offers 2 tool(s), 2 resource(s), 1 prompt(s)." in out
+    server = MCPServer.objects.get()
+    assert (server.slug, server.tags, server.tools.count()) == ("my-server", ["a", "b"], 2)
+
+
+def test_a_server_that_is_away_is_registered_and_said_to_be_away(capsys):
+    call_command("register_server", "Away", f"http://127.0.0.1:{closed_port()}/mcp")
+    assert "Health: unhealthy. No connection to 127.0.0.1" in capsys.readouterr().out
+    assert MCPServer.objects.get().health_status == "unhealthy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "status"),
+    [
+        (["x", "https://8.8.8.8/", "--tenant", "nope"], "there are: default", 2),
+        (["x", "nonsense"], "whole URL", 1),
+        (["x", "cat", "--transport", "stdio"], "GATEWAY_ALLOW_STDIO", 1),
+    ],
+)
+def test_errors_are_one_sentence(arguments, words, status):
+    with pytest.raises(CommandError, match=words) as caught:
+        call_command("register_server", *arguments)
+    assert caught.value.returncode == status
+    assert not MCPServer.objects.exists()
+
+
+def test_a_stdio_command_is_registered_when_that_is_allowed(settings, capsys):
+    settings.GATEWAY_ALLOW_STDIO = True
+    call_command("register_server", "Cat", "false", "--transport", "stdio")
+    assert "Health: unhealthy" in capsys.readouterr().out
