@@ -20,6 +20,7 @@ __all__ = [
     "database",
     "fernet_keys",
     "load_env_file",
+    "log_level",
     "networks",
     "origins",
     "positive_int",
@@ -65,6 +66,13 @@ def positive_int(raw: str) -> int:
     if not raw.strip().isdigit() or int(raw) < 1:
         raise ValueError(f"'{raw}' is not a whole number above 0.")
     return int(raw)
+
+
+def log_level(raw: str) -> str:
+    """DEBUG, INFO, WARNING or ERROR, in any case."""
+    if raw.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        raise ValueError(f"'{raw}' is no level; write DEBUG, INFO, WARNING or ERROR.")
+    return raw.upper()
 
 
 def words(raw: str) -> list[str]:

@@ -10,12 +10,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Case, F, Q, QuerySet, Value, When
+from django.db.models import Case, F, PositiveIntegerField, Q, QuerySet, Value, When
 from django.db.models.functions import Greatest
 
 from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
 from monitoring.audit import Actor, audit_write
+from registry.changes import row_change
 
 __all__ = [
     "GAUGE_LIFETIME",
@@ -24,10 +26,13 @@ __all__ = [
     "breaker_record_failure",
     "breaker_record_success",
     "breaker_release_probe",
+    "breaker_reset",
     "gauges_of_gone_processes_remove",
+    "settings_update",
 ]
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+COUNT = PositiveIntegerField()
 # A process writes its gauges every few seconds; one that has not for so long is gone.
 GAUGE_LIFETIME = timedelta(seconds=15)
 
@@ -47,7 +52,9 @@ def breaker_claim_probe(*, breaker_id: UUID, at: datetime, lease: timedelta) -> 
         claimed.update(
             state=HALF_OPEN,
             last_state_change=Case(When(was_open, then=Value(at)), default=F("last_state_change")),
-            success_count=Case(When(was_open, then=0), default=F("success_count")),
+            success_count=Case(
+                When(was_open, then=Value(0)), default=F("success_count"), output_field=COUNT
+            ),
             probe_until=at + lease,
             updated_at=at,
         )
@@ -81,7 +88,9 @@ def breaker_record_success(
     _probe(breaker_id, probe_until).update(
         state=Case(When(enough, then=Value(CLOSED)), default=Value(HALF_OPEN)),
         last_state_change=Case(When(enough, then=Value(at)), default=F("last_state_change")),
-        success_count=Case(When(enough, then=0), default=F("success_count") + 1),
+        success_count=Case(
+            When(enough, then=Value(0)), default=F("success_count") + 1, output_field=COUNT
+        ),
         failure_count=0,
         probe_until=None,
         **common,
@@ -142,6 +151,49 @@ def breaker_force(*, actor: Actor, breaker_id: UUID, state: str, at: datetime) -
     return changed == 1
 
 
+@transaction.atomic
+def breaker_reset(*, actor: Actor, breaker: CircuitBreaker, at: datetime) -> bool:
+    """Closed and with nothing counted, as on the first day; False when it is so already."""
+    rows = CircuitBreaker.objects.filter(id=breaker.id)
+    other = rows.exclude(state=CLOSED, failure_count=0)
+    changed = other.update(
+        state=CLOSED,
+        last_state_change=Case(When(state=CLOSED, then=F("last_state_change")), default=Value(at)),
+        failure_count=0,
+        success_count=0,
+        probe_until=None,
+        updated_at=at,
+    )
+    if changed:
+        details = {"server": str(breaker.server_id)}
+        audit_write(actor=actor, action="circuit_breaker.reset", resource=breaker, details=details)
+    return changed == 1
+
+
+@transaction.atomic
+def settings_update(
+    *, actor: Actor, row: ConnectionPool | RequestQueue, **changes: Any
+) -> ConnectionPool | RequestQueue:
+    """Change an operator's settings of a pool or a queue: the row with the empty name.
+
+    ValidationError for another row: those are gauges, which their process writes.
+    """
+    noun, name = (
+        ("connection_pool", "pool_name")
+        if isinstance(row, ConnectionPool)
+        else ("request_queue", "queue_name")
+    )
+    if getattr(row, name):
+        raise ValidationError(
+            "This row shows one process's figures. Change the server's settings: "
+            f"the row whose {name} is empty."
+        )
+    current, changed = row_change(row=row, changes=changes)
+    if changed:
+        audit_write(actor=actor, action=f"{noun}.update", resource=current, details=changed)
+    return current
+
+
 def gauges_of_gone_processes_remove(*, at: datetime) -> int:
     """Delete the pool and queue rows of processes that no longer write them; returns how many."""
     stale = at - GAUGE_LIFETIME
@@ -152,6 +204,4 @@ def gauges_of_gone_processes_remove(*, at: datetime) -> int:
 
 def _probe(breaker_id: UUID, probe_until: datetime) -> QuerySet[CircuitBreaker]:
     """The breaker, if the probe that was claimed until then is still the one on its way."""
-    return CircuitBreaker.objects.filter(
-        id=breaker_id, state=HALF_OPEN, probe_until=probe_until
-    )
+    return CircuitBreaker.objects.filter(id=breaker_id, state=HALF_OPEN, probe_until=probe_until)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 0.5
 BATCH_ROWS = 2000
 MAX_WAITING = 100_000
-STOP_SECONDS = 10.0
+STOP_SECONDS = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class LogWriter:
         self._task = asyncio.create_task(self._run(), name="log-writer")
 
     async def stop(self) -> None:
-        """Write what waits, for ten seconds at most; what is lost then is said."""
+        """Write what waits, for five seconds at most; what is lost then is said."""
         self._stopping = True
         self._wake.set()
         if self._task is not None:

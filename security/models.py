@@ -1,6 +1,6 @@
 """Who may do what: users, their sessions, API keys and the rules per server."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from django.contrib.auth.models import AbstractUser, UserManager
 from django.contrib.postgres.fields import ArrayField
@@ -40,8 +40,8 @@ class Role(models.TextChoices):
 class User(UUIDModel, AbstractUser, TimestampedModel):
     """A person or service that signs in; each role is a group of the same name."""
 
-    first_name = None
-    last_name = None
+    first_name = None  # type: ignore[assignment]  # full_name holds the whole
+    last_name = None  # type: ignore[assignment]
     # Unique by constraint: `unique=True` on text makes a second, unused LIKE index.
     username = models.CharField(
         max_length=150, validators=[AbstractUser.username_validator], error_messages={
@@ -58,7 +58,7 @@ class User(UUIDModel, AbstractUser, TimestampedModel):
         Tenant, models.CASCADE, null=True, blank=True, related_name="users", db_index=False
     )
 
-    objects: ClassVar[UserManager["User"]] = UserManager()
+    objects: ClassVar[UserManager[Self]] = UserManager()
 
     class Meta:
         db_table = "users"

@@ -10,11 +10,23 @@ from django.db import transaction
 from django.utils.timezone import now
 
 from monitoring.audit import Actor, audit_write
+from registry.changes import row_change
 from registry.models import Tenant
 from security.keys import ParsedKey, generate_key, hash_secret, new_salt, plain_hash
-from security.models import APIKey, EnhancedAPIKey, User
+from security.models import APIKey, EnhancedAPIKey, ServerAccessControl, Session, User
 
-__all__ = ["api_key_create", "api_key_expire", "api_key_revoke", "api_key_unlock", "plain_key_upgrade"]
+__all__ = [
+    "access_rule_create",
+    "access_rule_delete",
+    "access_rule_update",
+    "api_key_create",
+    "api_key_expire",
+    "api_key_revoke",
+    "api_key_unlock",
+    "api_key_update",
+    "plain_key_upgrade",
+    "session_revoke",
+]
 
 
 @transaction.atomic
@@ -61,6 +73,16 @@ def api_key_create(
 
 
 @transaction.atomic
+def api_key_update(*, actor: Actor, key: EnhancedAPIKey, **changes: Any) -> EnhancedAPIKey:
+    """Change a key's name, limits, lists or end; its secret and its tenant stay for life."""
+    current, changed = row_change(row=key, changes=changes)
+    if changed:
+        details = {"prefix": current.key_prefix, **changed}
+        audit_write(actor=actor, action="api_key.update", resource=current, details=details)
+    return current
+
+
+@transaction.atomic
 def api_key_revoke(*, actor: Actor, key: EnhancedAPIKey) -> bool:
     """Switch a key off for good; False when it was off already."""
     active = EnhancedAPIKey.objects.filter(pk=key.pk, is_active=True)
@@ -76,9 +98,7 @@ def api_key_revoke(*, actor: Actor, key: EnhancedAPIKey) -> bool:
 def api_key_unlock(*, actor: Actor, key: EnhancedAPIKey) -> bool:
     """Let a locked key in again; False when it was not locked."""
     locked = EnhancedAPIKey.objects.filter(pk=key.pk, is_locked=True)
-    changed = locked.update(
-        is_locked=False, locked_until=None, failed_attempts=0, updated_at=now()
-    )
+    changed = locked.update(is_locked=False, locked_until=None, failed_attempts=0, updated_at=now())
     if changed != 1:
         return False
     audit_write(
@@ -122,3 +142,53 @@ def api_key_expire(*, actor: Actor, key: EnhancedAPIKey, at: datetime) -> bool:
         actor=actor, action="api_key.expire", resource=key, details={"prefix": key.key_prefix}
     )
     return True
+
+
+@transaction.atomic
+def access_rule_create(*, actor: Actor, **fields: Any) -> ServerAccessControl:
+    """Say what one subject may do with one server. ValidationError names what does not fit."""
+    rule = ServerAccessControl(**fields)
+    rule.full_clean()
+    rule.save(force_insert=True)
+    audit_write(actor=actor, action="access_rule.create", resource=rule, details=_rule_facts(rule))
+    return rule
+
+
+@transaction.atomic
+def access_rule_update(
+    *, actor: Actor, rule: ServerAccessControl, **changes: Any
+) -> ServerAccessControl:
+    """Change what a rule grants, and when; its server and its subject stay for life."""
+    current, changed = row_change(row=rule, changes=changes)
+    if changed:
+        details = _rule_facts(current) | changed
+        audit_write(actor=actor, action="access_rule.update", resource=current, details=details)
+    return current
+
+
+@transaction.atomic
+def access_rule_delete(*, actor: Actor, rule: ServerAccessControl) -> bool:
+    """Let the next less specific rule decide; False when this one was gone already."""
+    held = ServerAccessControl.objects.select_for_update().filter(pk=rule.pk).first()
+    if held is None:
+        return False
+    audit_write(actor=actor, action="access_rule.delete", resource=held, details=_rule_facts(held))
+    held.delete()
+    return True
+
+
+@transaction.atomic
+def session_revoke(*, actor: Actor, session: Session) -> bool:
+    """Log a session out from its next request on; False when it was revoked already."""
+    active = Session.objects.filter(pk=session.pk, is_active=True)
+    if active.update(is_active=False, updated_at=now()) != 1:
+        return False
+    details = {"user": str(session.user_id) if session.user_id else None}
+    audit_write(actor=actor, action="session.revoke", resource=session, details=details)
+    return True
+
+
+def _rule_facts(rule: ServerAccessControl) -> dict[str, Any]:
+    subjects = {"user": rule.user_id, "tenant": rule.tenant_id, "api_key": rule.api_key_id}
+    named = {name: str(pk) for name, pk in subjects.items() if pk is not None}
+    return {"server": str(rule.server_id), **named}

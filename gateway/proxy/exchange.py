@@ -20,7 +20,7 @@ from psycopg_pool import PoolTimeout
 from gateway.proxy.breaker import Permit
 from gateway.proxy.failures import Failure, error_body
 from gateway.proxy.gate import QueueFull, QueueTimeout
-from gateway.proxy.headers import client_address, request_headers, response_headers
+from gateway.proxy.headers import request_headers, response_headers
 from gateway.proxy.message import InvalidMessage, Message, check_headers, parse_message
 from gateway.proxy.route import Route, find_route
 from gateway.proxy.upstream import Upstream, invalid_answer
@@ -28,6 +28,7 @@ from monitoring.logwriter import RequestRow
 from registry.db.encryption import DecryptionError, decrypt_json
 from registry.db.ids import uuid7
 from security.access import Call, decide
+from security.addresses import client_address
 from security.authentication import check_key, presented_key, refuse_unknown_key
 from security.keys import ParsedKey
 from security.lookup import FoundKey
@@ -89,7 +90,9 @@ class Exchange:
             method=self.http_method,
             path=scope["path"],
             ip_address=client_address(
-                client[0] if client else None, self.headers, settings.GATEWAY_TRUSTED_PROXIES
+                peer=client[0] if client else None,
+                forwarded_for=self.headers.get("x-forwarded-for", ""),
+                trusted=settings.GATEWAY_TRUSTED_PROXIES,
             ),
         )
 

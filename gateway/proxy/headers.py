@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_address
 
-__all__ = ["client_address", "request_headers", "response_headers"]
+__all__ = ["request_headers", "response_headers"]
 
 Headers = Mapping[str, str]
 
@@ -54,24 +53,3 @@ def response_headers(outgoing: Iterable[tuple[str, str]]) -> list[tuple[str, str
             passed.append((lower, value))
     return passed
 
-
-def client_address(
-    peer: str | None, headers: Headers, trusted: Iterable[IPv4Network | IPv6Network]
-) -> str | None:
-    """The caller's address: the peer's, or what trusted reverse proxies say of it.
-
-    X-Forwarded-For is read from the right; the first address that is not a trusted proxy's is
-    the caller. What stands left of it the caller may have made up.
-    """
-    networks = list(trusted)
-    chain = [*headers.get("x-forwarded-for", "").split(","), peer or ""]
-    address: str | None = None
-    for hop in reversed(chain):
-        try:
-            parsed = ip_address(hop.strip())
-        except ValueError:
-            break
-        address = str(getattr(parsed, "ipv4_mapped", None) or parsed)
-        if not any(ip_address(address) in network for network in networks):
-            break
-    return address

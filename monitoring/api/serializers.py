@@ -1,0 +1,193 @@
+"""Alerts, policies, logs and summaries as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from monitoring.models import (
+    AuditLog,
+    DataRetentionPolicy,
+    MaterializedView,
+    PerformanceAlert,
+    RequestLog,
+)
+from monitoring.services import RETAINED
+from registry.api.base import OwnServerField
+from registry.api.fields import FiniteFloatField, SafeJSONField
+from registry.api.serializers import refuse_changes
+
+__all__ = [
+    "AuditLogSerializer",
+    "DatabaseSizeSerializer",
+    "IndexUsageSerializer",
+    "MaterializedViewSerializer",
+    "PerformanceAlertSerializer",
+    "PerformanceMetricSerializer",
+    "RequestLogSerializer",
+    "RequestPerformanceSerializer",
+    "RetentionPolicySerializer",
+    "TenantUsageSerializer",
+]
+
+
+class PerformanceAlertSerializer(serializers.ModelSerializer[PerformanceAlert]):
+    server = OwnServerField(
+        required=False, allow_null=True, help_text="Null: all servers, for operators only."
+    )
+    threshold_value = FiniteFloatField()
+    notification_channels = SafeJSONField(required=False, help_text="A list.")
+
+    class Meta:
+        model = PerformanceAlert
+        fields = [
+            "id", "name", "description", "server", "metric_name", "threshold_value",
+            "comparison_operator", "duration_minutes", "severity", "is_active", "is_triggered",
+            "first_triggered", "last_triggered", "trigger_count", "acknowledged_by",
+            "acknowledged_at", "notification_channels", "cooldown_minutes", "last_notification",
+            "created_at", "updated_at",
+        ]  # fmt: skip
+        read_only_fields = [
+            "is_triggered", "first_triggered", "last_triggered", "trigger_count",
+            "acknowledged_by", "acknowledged_at", "last_notification", "created_at", "updated_at",
+        ]  # fmt: skip
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        refuse_changes(self, "server")
+        return attrs
+
+
+class RetentionPolicySerializer(serializers.ModelSerializer[DataRetentionPolicy]):
+    table_name = serializers.ChoiceField(choices=sorted(RETAINED))
+    conditions = SafeJSONField(required=False, help_text="Columns and the values they must have.")
+
+    class Meta:
+        model = DataRetentionPolicy
+        fields = [
+            "id", "name", "description", "table_name", "date_column", "retention_days",
+            "batch_size", "conditions", "is_active", "last_run", "next_run", "total_deleted",
+            "last_deleted_count", "avg_execution_time_ms", "created_at", "updated_at",
+        ]  # fmt: skip
+        read_only_fields = [
+            "last_run", "next_run", "total_deleted", "last_deleted_count",
+            "avg_execution_time_ms", "created_at", "updated_at",
+        ]  # fmt: skip
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        refuse_changes(self, "table_name", "date_column")
+        return attrs
+
+
+class MaterializedViewSerializer(serializers.ModelSerializer[MaterializedView]):
+    indexes = serializers.JSONField(read_only=True)
+
+    class Meta:
+        model = MaterializedView
+        fields = [
+            "id", "name", "description", "query", "indexes", "refresh_strategy",
+            "refresh_interval_minutes", "refresh_triggers", "is_active", "last_refreshed",
+            "next_refresh", "refresh_count", "avg_refresh_time_ms", "row_count", "size_bytes",
+            "created_at", "updated_at",
+        ]  # fmt: skip
+        read_only_fields = [
+            "name", "query", "last_refreshed", "next_refresh", "refresh_count",
+            "avg_refresh_time_ms", "row_count", "size_bytes", "created_at", "updated_at",
+        ]  # fmt: skip
+
+
+class AuditLogSerializer(serializers.ModelSerializer[AuditLog]):
+    details = serializers.DictField(read_only=True)
+
+    class Meta:
+        model = AuditLog
+        fields = [
+            "id", "timestamp", "tenant_id", "user_id", "api_key_id", "service_name", "action",
+            "resource_type", "resource_id", "details", "request_id", "ip_address", "user_agent",
+            "success", "error_message",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+
+class RequestLogSerializer(serializers.ModelSerializer[RequestLog]):
+    request_metadata = serializers.DictField(read_only=True)
+
+    class Meta:
+        model = RequestLog
+        fields = [
+            "id", "request_time", "request_id", "tenant_id", "user_id", "api_key_id",
+            "ip_address", "method", "path", "rpc_method", "tool_name", "target_server_id",
+            "status_code", "duration_ms", "upstream_ms", "queue_ms", "request_size_bytes",
+            "response_size_bytes", "error_type", "error_message", "protocol_version",
+            "request_metadata",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+
+class RequestPerformanceSerializer(serializers.Serializer[Any]):
+    """Over the window; durations in milliseconds, null where nothing was measured."""
+
+    total_requests = serializers.IntegerField()
+    successful_requests = serializers.IntegerField()
+    failed_requests = serializers.IntegerField()
+    error_rate = serializers.FloatField(allow_null=True, help_text="0 to 1.")
+    avg_duration_ms = serializers.FloatField(allow_null=True)
+    p50_duration_ms = serializers.FloatField(allow_null=True)
+    p95_duration_ms = serializers.FloatField(allow_null=True)
+    p99_duration_ms = serializers.FloatField(allow_null=True)
+    max_duration_ms = serializers.FloatField(allow_null=True)
+    requests_per_minute = serializers.FloatField()
+
+
+class TenantUsageSerializer(serializers.Serializer[Any]):
+    tenant = serializers.CharField(help_text="Its slug.")
+    tenant_id = serializers.UUIDField()
+    total_requests = serializers.IntegerField()
+    successful_requests = serializers.IntegerField()
+    failed_requests = serializers.IntegerField()
+    error_rate = serializers.FloatField(allow_null=True, help_text="0 to 1.")
+    avg_duration_ms = serializers.FloatField(allow_null=True)
+    p95_duration_ms = serializers.FloatField(allow_null=True)
+    unique_users = serializers.IntegerField()
+    servers_used = serializers.IntegerField()
+    tools_used = serializers.IntegerField()
+    bytes_out = serializers.IntegerField()
+    active_api_keys = serializers.IntegerField()
+    registered_servers = serializers.IntegerField()
+
+
+class DatabaseSizeSerializer(serializers.Serializer[Any]):
+    """Sizes in bytes."""
+
+    table_name = serializers.CharField()
+    table_size = serializers.IntegerField()
+    index_size = serializers.IntegerField()
+    total_size = serializers.IntegerField()
+    total_size_pretty = serializers.CharField()
+    row_estimate = serializers.IntegerField()
+    partitions = serializers.IntegerField()
+    growth_30d_percent = serializers.FloatField(allow_null=True)
+
+
+class IndexUsageSerializer(serializers.Serializer[Any]):
+    table_name = serializers.CharField()
+    index_name = serializers.CharField()
+    index_size = serializers.IntegerField(help_text="Bytes.")
+    index_size_pretty = serializers.CharField()
+    scans = serializers.IntegerField()
+    rows_read = serializers.IntegerField()
+    usage_category = serializers.ChoiceField(choices=["Unused", "Low", "Moderate", "High"])
+    is_valid = serializers.BooleanField()  # type: ignore[assignment]
+    is_unique = serializers.BooleanField()
+    is_declared = serializers.BooleanField(allow_null=True)
+    definition = serializers.CharField()
+
+
+class PerformanceMetricSerializer(serializers.Serializer[Any]):
+    metric = serializers.CharField()
+    subject = serializers.CharField(allow_null=True)
+    value = serializers.FloatField(allow_null=True)
+    unit = serializers.CharField(allow_null=True)
+    threshold = serializers.FloatField(allow_null=True)
+    status = serializers.ChoiceField(choices=["ok", "warning", "critical"], allow_null=True)
+    measured_at = serializers.DateTimeField(allow_null=True)

@@ -1,0 +1,25 @@
+"""What monitoring adds to /api/v1/."""
+
+from django.urls import re_path
+
+from monitoring.api import views
+from registry.api.base import Router
+
+router = Router()
+router.register("alerts", views.PerformanceAlertViewSet, basename="alert")
+router.register("retention-policies", views.RetentionPolicyViewSet, basename="retention-policy")
+router.register("materialized-views", views.MaterializedViewViewSet, basename="materialized-view")
+router.register("audit-logs", views.AuditLogViewSet, basename="audit-log")
+router.register("request-logs", views.RequestLogViewSet, basename="request-log")
+
+_TABLES = {
+    "summaries/request-performance": views.RequestPerformanceView,
+    "summaries/tenant-usage": views.TenantUsageView,
+    "database/size": views.DatabaseSizeView,
+    "database/indexes": views.DatabaseIndexesView,
+    "database/performance": views.DatabasePerformanceView,
+}
+urlpatterns = [
+    *router.urls,
+    *(re_path(f"^{path}/?$", view.as_view(), name=path) for path, view in _TABLES.items()),
+]

@@ -1,0 +1,312 @@
+"""Alerts, policies, logs and summaries over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+from uuid import UUID
+
+from django.db.models import QuerySet
+from django.utils.timezone import now
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.decorators import action
+from rest_framework.exceptions import PermissionDenied, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from monitoring import queries, services
+from monitoring.api.filters import AlertFilter, AuditLogFilter, RequestLogFilter
+from monitoring.api.serializers import (
+    AuditLogSerializer,
+    DatabaseSizeSerializer,
+    IndexUsageSerializer,
+    MaterializedViewSerializer,
+    PerformanceAlertSerializer,
+    PerformanceMetricSerializer,
+    RequestLogSerializer,
+    RequestPerformanceSerializer,
+    RetentionPolicySerializer,
+    TenantUsageSerializer,
+)
+from monitoring.models import (
+    AuditLog,
+    DataRetentionPolicy,
+    MaterializedView,
+    PerformanceAlert,
+    RequestLog,
+)
+from monitoring.querysets import Window, within
+from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
+from registry.api.callers import actor_of, caller_of
+from registry.api.errors import Conflict
+from registry.api.filters import refuse_unknown
+from registry.api.pagination import Keyset, NewestFirst
+from registry.api.schema import table_of
+from registry.models import Tenant
+
+__all__ = [
+    "HOURS",
+    "AuditLogViewSet",
+    "DatabaseIndexesView",
+    "DatabasePerformanceView",
+    "DatabaseSizeView",
+    "MaterializedViewViewSet",
+    "PerformanceAlertViewSet",
+    "RequestLogViewSet",
+    "RequestPerformanceView",
+    "RetentionPolicyViewSet",
+    "TableView",
+    "TenantUsageView",
+]
+
+MAX_HOURS = 366 * 24
+HOURS = OpenApiParameter(
+    "hours",
+    {"type": "integer", "minimum": 1, "maximum": MAX_HOURS, "default": 24},
+    description="How far back, from now.",
+)
+
+
+class PerformanceAlertViewSet(
+    Listed, Creatable, Changeable, Removable, ScopedViewSet[PerformanceAlert]
+):
+    """Alerts on the caller's own servers; those on all servers are the operators'."""
+
+    queryset = PerformanceAlert.objects.none()
+    serializer_class = PerformanceAlertSerializer
+    filterset_class = AlertFilter
+    read_scope, write_scope = "metrics", "write"
+    tenant_field = "server__tenant_id"
+    server_field = "server"
+
+    def rows(self) -> QuerySet[PerformanceAlert]:
+        return PerformanceAlert.objects.all()
+
+    def of_tenant(self, rows: QuerySet[PerformanceAlert]) -> QuerySet[PerformanceAlert]:
+        own = super().of_tenant(rows)
+        return own | rows.filter(server=None) if self.caller.runs_gateway else own
+
+    def made(self, values: dict[str, Any]) -> PerformanceAlert:
+        server = values.get("server")
+        if server is not None:
+            self.check_object_permissions(self.request, server)
+        elif not self.caller.runs_gateway:
+            raise PermissionDenied("Name one of your servers: operators alone watch all of them.")
+        return services.alert_create(actor=actor_of(self.request), **values)
+
+    def changed(self, row: PerformanceAlert, values: dict[str, Any]) -> None:
+        services.alert_update(actor=actor_of(self.request), alert=row, **values)
+
+    def removed(self, row: PerformanceAlert) -> None:
+        services.alert_delete(actor=actor_of(self.request), alert=row)
+
+    @extend_schema(
+        summary="Say that somebody looks after it",
+        request=None,
+        description="409 when it does not fire, or when somebody does already.",
+    )
+    @action(detail=True, methods=["post"])
+    def acknowledge(self, request: Request, pk: str) -> Response:
+        alert = self.get_object()
+        done = services.alert_acknowledge(
+            actor=actor_of(request), alert=alert, user_id=self.caller.user_id, at=now()
+        )
+        if not done:
+            raise Conflict("The alert does not fire, or it is acknowledged already.")
+        return self.answer(alert)
+
+
+class RetentionPolicyViewSet(
+    Listed, Creatable, Changeable, Removable, ScopedViewSet[DataRetentionPolicy]
+):
+    """How long the logs are kept: one policy holds for all tenants."""
+
+    queryset = DataRetentionPolicy.objects.none()
+    serializer_class = RetentionPolicySerializer
+    read_scope, write_scope = "admin", "admin"
+    operators_only = True
+
+    def rows(self) -> QuerySet[DataRetentionPolicy]:
+        return DataRetentionPolicy.objects.all()
+
+    def made(self, values: dict[str, Any]) -> DataRetentionPolicy:
+        return services.retention_policy_create(actor=actor_of(self.request), **values)
+
+    def changed(self, row: DataRetentionPolicy, values: dict[str, Any]) -> None:
+        services.retention_policy_update(actor=actor_of(self.request), policy=row, **values)
+
+    def removed(self, row: DataRetentionPolicy) -> None:
+        services.retention_policy_delete(actor=actor_of(self.request), policy=row)
+
+
+class MaterializedViewViewSet(Listed, Changeable, ScopedViewSet[MaterializedView]):
+    """When the materialised views are refreshed, and what it costs."""
+
+    queryset = MaterializedView.objects.none()
+    serializer_class = MaterializedViewSerializer
+    read_scope, write_scope = "admin", "admin"
+    operators_only = True
+
+    def rows(self) -> QuerySet[MaterializedView]:
+        return MaterializedView.objects.all()
+
+    def changed(self, row: MaterializedView, values: dict[str, Any]) -> None:
+        services.materialized_view_update(actor=actor_of(self.request), view=row, **values)
+
+
+class LogViewSet(Listed, ScopedViewSet[Any]):
+    """A log: read-only, and always within a window of time."""
+
+    read_scope = "metrics"
+    tenant_field = "tenant_id"
+    time_field: ClassVar[str]
+
+    def get_queryset(self) -> QuerySet[Any]:
+        """For one entry its id tells the time: one partition is read and not all of them."""
+        rows = super().get_queryset()
+        if "pk" not in self.kwargs:
+            return rows  # a list: its filters set the window
+        window = Window.around(UUID(self.kwargs["pk"]))
+        return rows.none() if window is None else within(rows, field=self.time_field, window=window)
+
+
+class NewestAudit(Keyset):
+    ordering = ("timestamp", "id")
+
+
+class NewestRequest(Keyset):
+    ordering = ("request_time", "id")
+
+
+class AuditLogViewSet(LogViewSet):
+    """Who changed what, newest first. The last 24 hours, unless a time is given."""
+
+    queryset = AuditLog.objects.none()
+    serializer_class = AuditLogSerializer
+    filterset_class = AuditLogFilter
+    pagination_class = NewestAudit
+    time_field = "timestamp"
+
+    def rows(self) -> QuerySet[AuditLog]:
+        return AuditLog.objects.all()
+
+
+class RequestLogViewSet(LogViewSet):
+    """The calls through the gateway, newest first. The last 24 hours, unless a time is given."""
+
+    queryset = RequestLog.objects.none()
+    serializer_class = RequestLogSerializer
+    filterset_class = RequestLogFilter
+    pagination_class = NewestRequest
+    time_field = "request_time"
+
+    def rows(self) -> QuerySet[RequestLog]:
+        return RequestLog.objects.all()
+
+
+class TableView(APIView):
+    """A few rows of a SQL function or view, all at once, in the envelope of a list."""
+
+    read_scope: ClassVar[str | None] = None
+    parameters: ClassVar[frozenset[str]] = frozenset()
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        refuse_unknown(request, known=self.parameters)
+
+    def envelope(self, rows: list[dict[str, Any]], serializer: Any) -> Response:
+        return Response(
+            {"next": None, "previous": None, "results": serializer(rows, many=True).data}
+        )
+
+    @property
+    def hours(self) -> int:
+        text = self.request.query_params.get("hours", "24")
+        if not (text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) <= MAX_HOURS):
+            raise ValidationError({"hours": [f"Write a whole number from 1 to {MAX_HOURS}."]})
+        return int(text)
+
+
+class RequestPerformanceView(TableView):
+    read_scope = "metrics"
+    parameters = frozenset({"hours"})
+
+    @extend_schema(
+        operation_id="summaries_request_performance",
+        summary="Calls of the last hours",
+        description="Of the caller's tenant; of the whole gateway for an operator.",
+        parameters=[HOURS],
+        responses=RequestPerformanceSerializer,
+    )
+    def get(self, request: Request) -> Response:
+        row = queries.request_performance(hours=self.hours, tenant_id=caller_of(request).tenant_id)
+        return Response(RequestPerformanceSerializer(row).data)
+
+
+class TenantUsageView(TableView):
+    read_scope = "metrics"
+    parameters = frozenset({"hours", "tenant", "cursor", "page_size"})
+
+    @extend_schema(
+        operation_id="summaries_tenant_usage",
+        summary="What tenants used in the last hours",
+        description="The caller's own tenant; for an operator every tenant, newest first.",
+        parameters=[
+            HOURS,
+            OpenApiParameter("tenant", str, description="One tenant, by its slug."),
+            OpenApiParameter("cursor", OpenApiTypes.STR),
+            OpenApiParameter("page_size", OpenApiTypes.INT),
+        ],
+        responses=table_of(TenantUsageSerializer),
+    )
+    def get(self, request: Request) -> Response:
+        hours = self.hours
+        tenants = Tenant.objects.all()
+        if not caller_of(request).is_operator:
+            tenants = tenants.filter(pk=caller_of(request).own_tenant_id)
+        if slug := request.query_params.get("tenant", "").replace("\0", ""):
+            tenants = tenants.filter(slug=slug)
+        pages = NewestFirst()
+        page = pages.paginate_queryset(tenants, request, self)
+        rows = queries.tenant_usage(tenant_ids=[tenant.pk for tenant in page], hours=hours)
+        return pages.get_paginated_response(TenantUsageSerializer(rows, many=True).data)
+
+
+class DatabaseSizeView(TableView):
+    read_scope = "metrics"
+    operators_only = True
+
+    @extend_schema(
+        operation_id="database_size",
+        summary="What each table weighs",
+        responses=table_of(DatabaseSizeSerializer),
+    )
+    def get(self, _request: Request) -> Response:
+        return self.envelope(queries.database_sizes(), DatabaseSizeSerializer)
+
+
+class DatabaseIndexesView(TableView):
+    read_scope = "metrics"
+    operators_only = True
+
+    @extend_schema(
+        operation_id="database_indexes",
+        summary="What each index is used for",
+        responses=table_of(IndexUsageSerializer),
+    )
+    def get(self, _request: Request) -> Response:
+        return self.envelope(queries.index_usage(), IndexUsageSerializer)
+
+
+class DatabasePerformanceView(TableView):
+    read_scope = "metrics"
+    operators_only = True
+
+    @extend_schema(
+        operation_id="database_performance",
+        summary="The gateway's figures, as alerts see them",
+        responses=table_of(PerformanceMetricSerializer),
+    )
+    def get(self, _request: Request) -> Response:
+        return self.envelope(queries.performance_metrics(), PerformanceMetricSerializer)

@@ -1,0 +1,159 @@
+"""The only writers of alerts, retention policies and refresh schedules.
+
+Each change leaves an audit entry. The logs have writers of their own: `monitoring.audit` and
+`monitoring.logwriter`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.db.models import F, Q
+
+from monitoring.audit import Actor, audit_write
+from monitoring.models import DataRetentionPolicy, MaterializedView, PerformanceAlert
+from registry.changes import row_change
+
+__all__ = [
+    "RETAINED",
+    "alert_acknowledge",
+    "alert_create",
+    "alert_delete",
+    "alert_update",
+    "materialized_view_update",
+    "retention_policy_create",
+    "retention_policy_delete",
+    "retention_policy_update",
+]
+
+# What may be trimmed, and by which column its age is told. A policy deletes rows, so it can
+# name no other table: a slip of the pen must not empty `users`.
+RETAINED = {
+    "audit_logs": "timestamp",
+    "request_logs": "request_time",
+    "server_metrics": "timestamp",
+    "sessions": "expires_at",
+}
+
+_METRIC = re.compile(r"[a-z][a-z0-9_]*")
+
+Row = TypeVar("Row", bound=models.Model)
+
+
+def alert_create(*, actor: Actor, **fields: Any) -> PerformanceAlert:
+    """Watch a metric of `performance_monitoring`. ValidationError names what does not fit."""
+    alert = PerformanceAlert(**fields)
+    _check_alert(alert)
+    return _insert(alert, actor=actor, action="alert.create")
+
+
+@transaction.atomic
+def alert_update(*, actor: Actor, alert: PerformanceAlert, **changes: Any) -> PerformanceAlert:
+    """Change a rule; what it has seen so far stays."""
+    current = _change(alert, changes, actor=actor, action="alert.update")
+    _check_alert(current)
+    return current
+
+
+def alert_delete(*, actor: Actor, alert: PerformanceAlert) -> bool:
+    """Stop watching; False when somebody else already did."""
+    return _delete(alert, actor=actor, action="alert.delete")
+
+
+@transaction.atomic
+def alert_acknowledge(
+    *, actor: Actor, alert: PerformanceAlert, user_id: UUID | None, at: datetime
+) -> bool:
+    """Say that somebody looks after an alert that fires; False when there is nothing to say.
+
+    `user_id` is None for a key that belongs to nobody. An acknowledgement holds for one firing:
+    one that is older than the firing counts as none.
+    """
+    unanswered = Q(acknowledged_at=None) | Q(acknowledged_at__lt=F("first_triggered"))
+    firing = PerformanceAlert.objects.filter(unanswered, pk=alert.pk, is_triggered=True)
+    if firing.update(acknowledged_by=user_id, acknowledged_at=at, updated_at=at) != 1:
+        return False
+    audit_write(
+        actor=actor, action="alert.acknowledge", resource=alert, details={"name": alert.name}
+    )
+    return True
+
+
+def retention_policy_create(*, actor: Actor, **fields: Any) -> DataRetentionPolicy:
+    """Have old rows of a log deleted. ValidationError names what does not fit."""
+    policy = DataRetentionPolicy(**fields)
+    _check_policy(policy)
+    return _insert(policy, actor=actor, action="retention_policy.create")
+
+
+@transaction.atomic
+def retention_policy_update(
+    *, actor: Actor, policy: DataRetentionPolicy, **changes: Any
+) -> DataRetentionPolicy:
+    """Change a policy; it holds from its next run."""
+    current = _change(policy, changes, actor=actor, action="retention_policy.update")
+    _check_policy(current)
+    return current
+
+
+def retention_policy_delete(*, actor: Actor, policy: DataRetentionPolicy) -> bool:
+    """Keep the rows for good again; False when the policy was gone."""
+    return _delete(policy, actor=actor, action="retention_policy.delete")
+
+
+@transaction.atomic
+def materialized_view_update(
+    *, actor: Actor, view: MaterializedView, **changes: Any
+) -> MaterializedView:
+    """Change when a view is refreshed; what it shows is code and changes with a release."""
+    return _change(view, changes, actor=actor, action="materialized_view.update")
+
+
+@transaction.atomic
+def _insert(row: Row, *, actor: Actor, action: str) -> Row:
+    row.full_clean()
+    row.save(force_insert=True)
+    audit_write(actor=actor, action=action, resource=row, details={"name": str(row)})
+    return row
+
+
+def _change(row: Row, changes: Mapping[str, Any], *, actor: Actor, action: str) -> Row:
+    current, changed = row_change(row=row, changes=changes)
+    if changed:
+        audit_write(actor=actor, action=action, resource=current, details=changed)
+    return current
+
+
+@transaction.atomic
+def _delete(row: models.Model, *, actor: Actor, action: str) -> bool:
+    held = type(row)._default_manager.select_for_update(of=("self",)).filter(pk=row.pk).first()
+    if held is None:
+        return False
+    audit_write(actor=actor, action=action, resource=held, details={"name": str(held)})
+    held.delete()
+    return True
+
+
+def _check_alert(alert: PerformanceAlert) -> None:
+    if not _METRIC.fullmatch(alert.metric_name):
+        raise ValidationError(
+            {"metric_name": "Write the name of a metric of performance_monitoring: snake_case."}
+        )
+    if not isinstance(alert.notification_channels, list):
+        raise ValidationError({"notification_channels": "Write a list of channels."})
+
+
+def _check_policy(policy: DataRetentionPolicy) -> None:
+    column = RETAINED.get(policy.table_name)
+    if column is None:
+        raise ValidationError({"table_name": f"Choose one of {', '.join(RETAINED)}."})
+    if policy.date_column != column:
+        raise ValidationError({"date_column": f"The age of {policy.table_name} is its {column}."})
+    if not isinstance(policy.conditions, dict):
+        raise ValidationError({"conditions": 'Write an object such as {"status_code": 200}.'})

@@ -1,0 +1,78 @@
+"""The one boundary between our errors and HTTP.
+
+Bodies are the REST framework's: `{"detail": …}` with `reason` where programs may want to tell
+refusals apart, or `{field: [sentence, …]}` for input that does not fit. Every body that has a
+`detail` has the `request_id` too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core import exceptions as django
+from django.db import DataError, IntegrityError, OperationalError
+from rest_framework import exceptions as rest
+from rest_framework.response import Response
+from rest_framework.serializers import as_serializer_error
+from rest_framework.views import exception_handler
+
+__all__ = ["Busy", "Conflict", "TooLarge", "handle"]
+
+
+class Conflict(rest.APIException):
+    """Somebody else was faster, or something else depends on the row."""
+
+    status_code = 409
+    default_code = "conflict"
+    default_detail = (
+        "This conflicts with what is stored: such a row exists already, or one that is named here "
+        "was removed meanwhile. Read it again and retry."
+    )
+
+
+class TooLarge(rest.APIException):
+    """The body is longer than DATA_UPLOAD_MAX_MEMORY_SIZE, a setting of Django's."""
+
+    status_code = 413
+    default_code = "too_large"
+    default_detail = "The body is too large. Send less at once."
+
+
+class Busy(rest.APIException):
+    """PostgreSQL gave up on a lock or a statement, or cannot be reached."""
+
+    status_code = 503
+    default_code = "busy"
+    default_detail = "The database could not answer in time. Try again in a few seconds."
+    wait = 5  # seconds; becomes Retry-After
+
+
+def handle(error: Exception, context: dict[str, Any]) -> Response | None:
+    """The answer to an exception of a view; None lets the server's own 500 happen."""
+    known = _translate(error)
+    response = exception_handler(known, context)
+    if response is not None and "detail" in response.data:
+        if reason := getattr(known, "reason", None):
+            response.data["reason"] = str(reason)
+        if request_id := getattr(context["request"], "request_id", None):
+            response.data["request_id"] = str(request_id)
+    return response
+
+
+def _translate(error: Exception) -> Exception:
+    match error:
+        case django.ValidationError():
+            return rest.ValidationError(as_serializer_error(error))
+        case django.RequestDataTooBig():
+            return TooLarge()
+        case django.ObjectDoesNotExist():
+            return rest.NotFound()
+        case IntegrityError():
+            return Conflict()
+        case DataError():
+            return rest.ValidationError(
+                {"detail": "A value is outside of what its column can hold. Check the numbers."}
+            )
+        case OperationalError():
+            return Busy()
+    return error

@@ -1,0 +1,49 @@
+"""Serializer fields that refuse what PostgreSQL cannot store."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rest_framework import serializers
+
+__all__ = ["FiniteFloatField", "SafeJSONField"]
+
+# A backslash and "ud800" in JSON is a lone half of a character: jsonb and UTF-8 know no such thing.
+SURROGATES = range(0xD800, 0xE000)
+
+
+class FiniteFloatField(serializers.FloatField):
+    """A number that JSON can show again: neither infinite nor NaN."""
+
+    default_error_messages = {"finite": "Write a finite number."}
+
+    def to_internal_value(self, data: Any) -> float:
+        number = super().to_internal_value(data)
+        if not math.isfinite(number):
+            self.fail("finite")
+        return number
+
+
+class SafeJSONField(serializers.JSONField):
+    """Any JSON but what `jsonb` refuses: NUL characters, half characters, infinite numbers."""
+
+    default_error_messages = {
+        "unstorable": "Leave out NUL characters, unpaired surrogates and infinite numbers."
+    }
+
+    def to_internal_value(self, data: Any) -> Any:
+        value = super().to_internal_value(data)
+        if not _storable(value):
+            self.fail("unstorable")
+        return value
+
+
+def _storable(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_storable(key) and _storable(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_storable, value))
+    if isinstance(value, str):
+        return "\0" not in value and not any(ord(character) in SURROGATES for character in value)
+    return not isinstance(value, float) or math.isfinite(value)

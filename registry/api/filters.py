@@ -1,0 +1,100 @@
+"""Filters of the query string. A parameter that nobody reads is an error, not a silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import django_filters
+from django.db.models import Q, QuerySet
+from django_filters.rest_framework import DjangoFilterBackend, FilterSet
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from registry.models import HealthStatus, MCPServer, ServerTool, Transport
+
+__all__ = ["StrictFilterBackend", "TenantFilter", "TruthFilter", "refuse_unknown"]
+
+PAGING = frozenset({"cursor", "page_size"})
+
+
+class StrictFilterBackend(DjangoFilterBackend):  # type: ignore[misc]
+    """django-filter's, which also names the parameters that a list does not have.
+
+    Filters are a list's: one row is addressed by its id alone.
+    """
+
+    def filter_queryset(
+        self, request: Request, queryset: QuerySet[Any], view: APIView
+    ) -> QuerySet[Any]:
+        if getattr(view, "detail", False):
+            refuse_unknown(request, known=frozenset())
+            return queryset
+        found = self.get_filterset_class(view, queryset)
+        names = frozenset(found.base_filters) if found else frozenset()
+        refuse_unknown(request, known=names | PAGING)
+        filtered: QuerySet[Any] = super().filter_queryset(request, queryset, view)
+        return filtered
+
+
+def refuse_unknown(request: Request, *, known: frozenset[str]) -> None:
+    """400 that names each query parameter outside of `known` (and what there is instead)."""
+    hint = f"There are: {', '.join(sorted(known))}." if known else "None can be given here."
+    unknown = set(request.query_params) - known
+    if unknown:
+        raise ValidationError({name: [f"No such parameter. {hint}"] for name in sorted(unknown)})
+
+
+@extend_schema_field(OpenApiTypes.BOOL)
+class TruthFilter(django_filters.TypedChoiceFilter):  # type: ignore[misc]
+    """`true` or `false`; the library's own takes any other word for no filter at all."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        choices = [(word, word) for word in ("true", "false")]
+        super().__init__(choices=choices, coerce=lambda word: word == "true", **kwargs)
+
+
+class TenantFilter(django_filters.CharFilter):  # type: ignore[misc]
+    """Rows of one tenant, by its slug."""
+
+    def __init__(self, field: str = "tenant") -> None:
+        super().__init__(
+            field_name=f"{field}__slug", help_text="A tenant's slug; of use to operators."
+        )
+
+
+class MCPServerFilter(FilterSet):  # type: ignore[misc]
+    tenant = TenantFilter()
+    slug = django_filters.CharFilter()
+    search = django_filters.CharFilter(method="containing", help_text="In name or description.")
+    tag = django_filters.CharFilter(method="tagged", help_text="One tag.")
+    health_status = django_filters.MultipleChoiceFilter(choices=HealthStatus.choices)
+    transport_type = django_filters.MultipleChoiceFilter(choices=Transport.choices)
+    is_enabled = TruthFilter()
+
+    class Meta:
+        model = MCPServer
+        fields: list[str] = []
+
+    def containing(self, rows: QuerySet[Any], _: str, text: str) -> QuerySet[Any]:
+        return rows.filter(Q(name__icontains=text) | Q(description__icontains=text))
+
+    def tagged(self, rows: QuerySet[Any], _: str, tag: str) -> QuerySet[Any]:
+        return rows.filter(tags__contains=[tag])
+
+
+class ServerToolFilter(FilterSet):  # type: ignore[misc]
+    tenant = TenantFilter("server__tenant")
+    server = django_filters.UUIDFilter(field_name="server_id", help_text="A server's id.")
+    name = django_filters.CharFilter()
+    search = django_filters.CharFilter(method="containing", help_text="In name or description.")
+    is_enabled = TruthFilter()
+
+    class Meta:
+        model = ServerTool
+        fields: list[str] = []
+
+    def containing(self, rows: QuerySet[Any], _: str, text: str) -> QuerySet[Any]:
+        return rows.filter(Q(name__icontains=text) | Q(description__icontains=text))

@@ -1,0 +1,107 @@
+"""Keys and rules over HTTP, for administrators of a tenant and for operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import Q, QuerySet
+from drf_spectacular.utils import extend_schema, extend_schema_view
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
+from registry.api.callers import actor_of
+from security import services
+from security.api.filters import AccessRuleFilter, APIKeyFilter
+from security.api.serializers import (
+    AccessRuleSerializer,
+    APIKeySerializer,
+    CreatedAPIKeySerializer,
+)
+from security.models import EnhancedAPIKey, ServerAccessControl
+
+__all__ = ["APIKeyViewSet", "AccessRuleViewSet"]
+
+
+class APIKeyViewSet(Listed, Changeable, ScopedViewSet[EnhancedAPIKey]):
+    """API keys. They are revoked rather than deleted: logs go on naming them."""
+
+    queryset = EnhancedAPIKey.objects.none()
+    serializer_class = APIKeySerializer
+    filterset_class = APIKeyFilter
+    read_scope, write_scope = "admin", "admin"
+    tenant_field = "tenant_id"
+
+    def rows(self) -> QuerySet[EnhancedAPIKey]:
+        return EnhancedAPIKey.objects.select_related("tenant").defer("key_hash", "salt")
+
+    @extend_schema(summary="Make a key", responses={201: CreatedAPIKeySerializer})
+    def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        values = serializer.validated_data
+        values["tenant"] = self.tenant_for(values)
+        row, text = services.api_key_create(actor=actor_of(request), **values)
+        row.text = text  # type: ignore[attr-defined]
+        context = self.get_serializer_context()
+        answer = Response(CreatedAPIKeySerializer(row, context=context).data, status=201)
+        answer["Cache-Control"] = "no-store"
+        return answer
+
+    def changed(self, row: EnhancedAPIKey, values: dict[str, Any]) -> None:
+        services.api_key_update(actor=actor_of(self.request), key=row, **values)
+
+    @extend_schema(summary="Switch a key off for good", request=None)
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: str) -> Response:
+        key = self.get_object()
+        services.api_key_revoke(actor=actor_of(request), key=key)
+        return self.answer(key)
+
+    @extend_schema(summary="Let a locked key in again", request=None)
+    @action(detail=True, methods=["post"])
+    def unlock(self, request: Request, pk: str) -> Response:
+        key = self.get_object()
+        services.api_key_unlock(actor=actor_of(request), key=key)
+        return self.answer(key)
+
+
+@extend_schema_view(
+    create=extend_schema(
+        summary="Add a rule",
+        description="Needs `can_admin` on the server. Of the active rules of a server the most "
+        "specific decides: a key's, then a user's, then a tenant's.",
+    ),
+)
+class AccessRuleViewSet(
+    Listed, Creatable, Changeable, Removable, ScopedViewSet[ServerAccessControl]
+):
+    """What users, tenants and keys may do with a server, and when."""
+
+    queryset = ServerAccessControl.objects.none()
+    serializer_class = AccessRuleSerializer
+    filterset_class = AccessRuleFilter
+    read_scope, write_scope = "admin", "admin"
+    server_field = "server"
+    write_flag = "can_admin"
+
+    def rows(self) -> QuerySet[ServerAccessControl]:
+        return ServerAccessControl.objects.select_related("tenant")
+
+    def of_tenant(self, rows: QuerySet[ServerAccessControl]) -> QuerySet[ServerAccessControl]:
+        """A rule belongs to its subject's tenant: a shared server has rules of many."""
+        tenant_id = self.caller.own_tenant_id
+        return rows.filter(
+            Q(tenant_id=tenant_id) | Q(user__tenant_id=tenant_id) | Q(api_key__tenant_id=tenant_id)
+        )
+
+    def made(self, values: dict[str, Any]) -> ServerAccessControl:
+        self.check_object_permissions(self.request, values["server"])
+        return services.access_rule_create(actor=actor_of(self.request), **values)
+
+    def changed(self, row: ServerAccessControl, values: dict[str, Any]) -> None:
+        services.access_rule_update(actor=actor_of(self.request), rule=row, **values)
+
+    def removed(self, row: ServerAccessControl) -> None:
+        services.access_rule_delete(actor=actor_of(self.request), rule=row)

@@ -1,0 +1,265 @@
+"""What holds for every address of the API. Taken from the routes: a new one is covered too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from django.db import models
+from rest_framework.test import APIClient
+
+from gateway.models import CircuitBreaker, ConnectionPool, RequestQueue
+from monitoring.models import (
+    MaterializedView,
+)
+from registry.db.ids import uuid7
+from registry.models import MCPServer
+from tests.api import ALL_SCOPES, API, api_patterns, client_of, list_paths
+from tests.factories import (
+    AuditLogFactory,
+    DataRetentionPolicyFactory,
+    EnhancedAPIKeyFactory,
+    MCPServerFactory,
+    PerformanceAlertFactory,
+    RequestLogFactory,
+    ServerAccessControlFactory,
+    ServerToolFactory,
+    TenantFactory,
+)
+
+pytestmark = pytest.mark.django_db
+
+PATTERNS = [pytest.param(path, view, id=path) for path, view in api_patterns()]
+LISTS = list_paths()
+SINGLE = [
+    "summaries/server-health", "summaries/request-performance", "summaries/tenant-usage",
+    "database/size", "database/indexes", "database/performance",
+]  # fmt: skip
+OPERATORS = {"retention-policies", "materialized-views"}
+
+
+def _per_server(model: type[models.Model]) -> Callable[[MCPServer], models.Model]:
+    # A trigger may have made the row together with the server.
+    return lambda server: model.objects.get_or_create(server=server)[0]
+
+
+# How to make one row of each list for the tenant of a server.
+MAKE: dict[str, Callable[[MCPServer], models.Model]] = {
+    "servers": lambda server: server,
+    "tools": lambda server: ServerToolFactory(server=server),
+    "circuit-breakers": _per_server(CircuitBreaker),
+    "connection-pools": _per_server(ConnectionPool),
+    "request-queues": _per_server(RequestQueue),
+    "api-keys": lambda server: EnhancedAPIKeyFactory(tenant=server.tenant),
+    "access-controls": lambda server: ServerAccessControlFactory(
+        server=server, tenant=server.tenant, can_admin=True, can_write=True
+    ),
+    "alerts": lambda server: PerformanceAlertFactory(server=server),
+    "retention-policies": lambda server: DataRetentionPolicyFactory(),
+    "materialized-views": lambda server: MaterializedView.objects.create(name=server.slug),
+    "audit-logs": lambda server: AuditLogFactory(tenant_id=server.tenant_id),
+    "request-logs": lambda server: RequestLogFactory(tenant_id=server.tenant_id),
+}
+
+
+def name_of(path: str) -> str:
+    return path.removeprefix(API)
+
+
+def path_of(pattern: str, pk: object) -> str:
+    """The path of a route, with the id of a row where it wants one."""
+    return "/" + re.sub(r"\(\?P<pk>.*?\{12\}\)", str(pk), pattern).removesuffix("/?$")
+
+
+def test_every_named_list_is_routed():
+    assert {name_of(path) for path in LISTS} == set(MAKE)
+
+
+@pytest.mark.parametrize(("pattern", "view"), PATTERNS)
+def test_every_view_names_a_scope_for_what_it_does(pattern, view):
+    assert getattr(view, "read_scope", None) in ALL_SCOPES
+    changes = {"create", "partial_update", "destroy", "post", "patch", "delete"}
+    actions = getattr(view, "get_extra_actions", list)()
+    if actions or any(hasattr(view, name) for name in changes):
+        assert view.write_scope in ALL_SCOPES
+
+
+@pytest.mark.parametrize(("pattern", "view"), PATTERNS)
+def test_nobody_is_let_in_without_credentials(pattern, view):
+    for method in ("get", "post", "patch", "delete"):
+        answer = getattr(APIClient(), method)(path_of(pattern, uuid7()))
+        assert answer.status_code == 401
+        assert answer["WWW-Authenticate"] == "Bearer"
+        assert answer.json()["reason"] == "missing_credentials"
+        assert answer.json()["request_id"] == answer["X-Request-ID"]
+
+
+@pytest.mark.parametrize(("pattern", "view"), PATTERNS)
+def test_a_key_without_scopes_may_nothing(pattern, view):
+    client = client_of(None, scopes=[])
+    for method in ("get", "post", "patch", "delete"):
+        answer = getattr(client, method)(path_of(pattern, uuid7()), {}, format="json")
+        assert answer.status_code in {403, 405}
+        assert answer.status_code == 405 or answer.json()["reason"] == "scope_missing"
+
+
+def test_a_view_without_a_scope_lets_nobody_in():
+    from rest_framework.response import Response
+    from rest_framework.test import APIRequestFactory
+    from rest_framework.views import APIView
+
+    class Forgotten(APIView):
+        def get(self, request):
+            return Response()
+
+    key = EnhancedAPIKeyFactory(tenant=None, scopes=ALL_SCOPES)
+    request = APIRequestFactory().get("/", headers={"x-api-key": key.text})
+    assert Forgotten.as_view()(request).status_code == 403
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_tenant_sees_its_own_rows_and_nobody_elses(path):
+    make = MAKE[name_of(path)]
+    mine, other = TenantFactory(), TenantFactory()
+    own, foreign = make(MCPServerFactory(tenant=mine)), make(MCPServerFactory(tenant=other))
+    client = client_of(mine)
+    answer = client.get(path)
+    if name_of(path) in OPERATORS:
+        assert answer.status_code == 403
+        assert client.get(f"{path}/{own.pk}").status_code == 403
+        return
+    assert answer.status_code == 200
+    ids = {row["id"] for row in answer.json()["results"]}
+    assert str(own.pk) in ids
+    assert str(foreign.pk) not in ids
+    assert client.get(f"{path}/{own.pk}").status_code == 200
+    assert client.get(f"{path}/{foreign.pk}").status_code == 404
+
+
+@pytest.mark.parametrize(("pattern", "view"), [p for p in PATTERNS if "(?P<pk>" in p.values[0]])
+def test_another_tenants_row_cannot_be_touched_on_any_path(pattern, view):
+    name = pattern.partition("/(?P<pk>")[0].removeprefix("api/v1/")
+    foreign = MAKE[name](MCPServerFactory())
+    before = type(foreign).objects.filter(pk=foreign.pk).values().get()
+    client = client_of(TenantFactory())
+    for method in ("get", "post", "patch", "delete"):
+        answer = getattr(client, method)(path_of(pattern, foreign.pk), {}, format="json")
+        assert answer.status_code in {403 if name in OPERATORS else 404, 405}, method
+        assert "no such address" not in answer.content.decode()
+    assert type(foreign).objects.filter(pk=foreign.pk).values().get() == before
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_an_operator_sees_every_tenant(path):
+    make = MAKE[name_of(path)]
+    rows = [make(MCPServerFactory()), make(MCPServerFactory())]
+    ids = {row["id"] for row in client_of(None).get(path).json()["results"]}
+    assert {str(row.pk) for row in rows} <= ids
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_pages_cover_every_row_once_in_both_directions(path):
+    make = MAKE[name_of(path)]
+    made = [str(make(MCPServerFactory()).pk) for _ in range(5)]
+    client = client_of(None)
+    pages = [client.get(path, {"page_size": 2}).json()]
+    while pages[-1]["next"]:
+        pages.append(client.get(pages[-1]["next"]).json())
+    seen = [row["id"] for page in pages for row in page["results"]]
+    assert len(seen) == len(set(seen))
+    assert [row for row in seen if row in made] == sorted(made, reverse=True)
+    back = pages[-1]
+    again = [back["results"]]
+    while back["previous"]:
+        back = client.get(back["previous"]).json()
+        again.insert(0, back["results"])
+    assert [row["id"] for page in again for row in page] == seen
+
+
+@pytest.mark.parametrize(
+    ("path", "by_operator"),
+    [(path, True) for path in LISTS]
+    + [(path, False) for path in LISTS if name_of(path) not in OPERATORS],
+)
+def test_a_list_costs_the_same_queries_for_one_row_and_for_many(
+    path, by_operator, django_assert_max_num_queries
+):
+    owner = None if by_operator else TenantFactory()
+    client = client_of(owner)
+    client.get(path)  # notes the key's use
+    for _ in range(4):
+        MAKE[name_of(path)](MCPServerFactory(tenant=owner or TenantFactory()))
+    # The key with its tenant and user, and the rows with what hangs on them.
+    with django_assert_max_num_queries(2):
+        answer = client.get(path)
+    assert len(answer.json()["results"]) >= 4
+
+
+@pytest.mark.parametrize("path", LISTS)
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"nonsense": "1"}, "nonsense"),
+        ({"page_size": "many"}, "page_size"),
+        ({"page_size": "0"}, "page_size"),
+        ({"page_size": "-1"}, "page_size"),
+        ({"cursor": "nonsense"}, "cursor"),
+        ({"cursor": "WyJuZXh0IiwgIngiXQ"}, "cursor"),
+        ({"cursor": "bnVsbA"}, "cursor"),
+    ],
+)
+def test_a_bad_parameter_is_refused_by_name(path, query, field):
+    answer = client_of(None).get(path, query)
+    assert answer.status_code == 400
+    assert field in answer.json()
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_every_filter_refuses_a_bad_value_and_survives_a_nul(path):
+    client = client_of(None)
+    schema = next(view for pattern, view in api_patterns() if f"/{pattern}" == f"{path}/?$")
+    filters = getattr(schema, "filterset_class", None)
+    for name in filters.base_filters if filters else ():
+        assert client.get(path, {name: "\0"}).status_code == 400, name
+        answer = client.get(path, {name: "9" * 400})
+        assert answer.status_code in {200, 400}, name
+        typed = type(filters.base_filters[name]).__name__ not in {"CharFilter", "TenantFilter"}
+        if typed:
+            assert client.get(path, {name: "nonsense"}).json().keys() == {name}
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_page_is_capped(path):
+    assert client_of(None).get(path, {"page_size": "100000000"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_an_id_that_is_none_is_not_found(path):
+    assert client_of(None).get(f"{path}/nonsense").status_code == 404
+    assert client_of(None).get(f"{path}/{UUID(int=0)}").status_code == 404
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize("name", [*MAKE, *SINGLE])
+def test_every_address_works_with_and_without_a_slash(name, slash):
+    assert client_of(None).get(f"{API}{name}{slash}").status_code == 200
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_options_describe_an_address(path):
+    assert client_of(None).options(path).status_code == 200
+
+
+@pytest.mark.parametrize("name", [name for name in SINGLE if name.startswith("database/")])
+def test_facts_about_the_database_are_for_operators(name):
+    answer = client_of(TenantFactory()).get(API + name)
+    assert answer.status_code == 403
+    assert "operators" in answer.json()["detail"]
+
+
+def test_an_unknown_address_is_answered_in_json():
+    answer = APIClient().get("/api/v1/nothing")
+    assert answer.status_code == 404
+    assert answer.json()["request_id"] == answer["X-Request-ID"]

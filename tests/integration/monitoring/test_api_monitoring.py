@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from django.utils.timezone import now
+
+from monitoring.models import AuditLog, DataRetentionPolicy, MaterializedView, PerformanceAlert
+from registry.db.ids import uuid7
+from tests.api import client_of
+from tests.factories import (
+    AuditLogFactory,
+    DataRetentionPolicyFactory,
+    MCPServerFactory,
+    PerformanceAlertFactory,
+    RequestLogFactory,
+    TenantFactory,
+    UserFactory,
+)
+
+pytestmark = pytest.mark.django_db
+
+ALERTS, REQUESTS, AUDIT = "/api/v1/alerts", "/api/v1/request-logs", "/api/v1/audit-logs"
+POLICIES, VIEWS = "/api/v1/retention-policies", "/api/v1/materialized-views"
+
+
+@pytest.fixture
+def client():
+    return client_of(TenantFactory())
+
+
+@pytest.fixture
+def operator():
+    return client_of(None)
+
+
+def uuid7_at(at) -> UUID:
+    milliseconds = int(at.timestamp() * 1000)
+    return UUID(int=milliseconds << 80 | uuid7().int & (1 << 80) - 1)
+
+
+def ids(answer) -> list[str]:
+    assert answer.status_code == 200, answer.content
+    return [row["id"] for row in answer.json()["results"]]
+
+
+# ---------------------------------------------------------------- logs
+
+
+@pytest.fixture
+def history():
+    """Request log entries by their age in hours."""
+    ages = (1, 23, 25, 49)
+    times = {age: now() - timedelta(hours=age) for age in ages}
+    return {
+        age: RequestLogFactory(request_time=at, id=uuid7_at(at), request_id=uuid7_at(at))
+        for age, at in times.items()
+    }
+
+
+def hours_ago(hours: int) -> str:
+    return (now() - timedelta(hours=hours)).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "ages"),
+    [
+        ({}, [1, 23]),
+        ({"since": 50}, [1, 23, 25, 49]),
+        ({"until": 24}, [25]),
+        ({"since": 50, "until": 24}, [25, 49]),
+        ({"since": 24, "until": 2}, [23]),
+        ({"since": 2, "until": 24}, []),
+    ],
+)
+def test_a_log_is_read_within_a_window_of_24_hours_by_default(operator, history, bounds, ages):
+    query = {name: hours_ago(hours) for name, hours in bounds.items()}
+    assert ids(operator.get(REQUESTS, query)) == [str(history[age].pk) for age in ages]
+
+
+def test_every_list_of_a_log_bounds_time(operator, django_assert_num_queries):
+    operator.get(REQUESTS)
+    with django_assert_num_queries(2) as seen:
+        operator.get(REQUESTS)
+    statement = seen.captured_queries[-1]["sql"]
+    assert '"request_time" >=' in statement
+    assert '"request_time" <' in statement
+    assert "COUNT(" not in statement.upper()
+    assert "OFFSET" not in statement.upper()
+
+
+def test_a_request_id_tells_its_time(operator, history):
+    old = history[49]
+    assert ids(operator.get(REQUESTS, {"request_id": str(old.request_id)})) == [str(old.pk)]
+
+
+def test_an_entry_is_found_by_its_id_alone_whatever_its_age(operator, history):
+    for entry in history.values():
+        assert operator.get(f"{REQUESTS}/{entry.pk}").json()["id"] == str(entry.pk)
+    assert operator.get(f"{REQUESTS}/{uuid4()}").status_code == 404
+
+
+def test_entries_of_the_same_moment_are_paged_by_id(operator):
+    at = now()
+    made = {str(RequestLogFactory(request_time=at).pk) for _ in range(5)}
+    page = operator.get(REQUESTS, {"page_size": 2})
+    seen = ids(page)
+    while page.json()["next"]:
+        page = operator.get(page.json()["next"])
+        seen += ids(page)
+    assert len(seen) == 5
+    assert set(seen) == made
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"since": "yesterday"}, "since"),
+        ({"until": "0001-01-01T00:00:00Z"}, "until"),
+        ({"since": "9999-12-31T23:59:59Z"}, "since"),
+        ({"server": "nonsense"}, "server"),
+        ({"status": "fine"}, "status"),
+        ({"status": "1" + "0" * 30}, "status"),
+        ({"request_id": "1"}, "request_id"),
+    ],
+)
+def test_a_bad_filter_is_refused_by_name(operator, query, field):
+    answer = operator.get(REQUESTS, query)
+    assert (answer.status_code, answer.json().keys()) == (400, {field})
+
+
+def test_request_log_filters_find_what_they_say(operator):
+    tenant, server = TenantFactory(), MCPServerFactory()
+    entry = RequestLogFactory(
+        tenant_id=tenant.pk,
+        target_server_id=server.pk,
+        tool_name="echo",
+        status_code=502,
+        error_type="upstream_unreachable",
+    )
+    RequestLogFactory(tool_name="other")
+    for query in (
+        {"tenant": tenant.slug}, {"server": str(server.pk)}, {"tool": "echo"}, {"status": 502},
+        {"status_min": 500}, {"error_type": "upstream_unreachable"},
+        {"request_id": str(entry.request_id)},
+    ):  # fmt: skip
+        assert ids(operator.get(REQUESTS, query)) == [str(entry.pk)], query
+
+
+def test_audit_log_filters_find_what_they_say(operator):
+    entry = AuditLogFactory(action="key.made", resource_id="7", success=False, request_id=uuid7())
+    AuditLogFactory()
+    for query in (
+        {"action": "key.made"}, {"resource_id": "7"}, {"success": "false"},
+        {"request_id": str(entry.request_id)},
+    ):  # fmt: skip
+        assert ids(operator.get(AUDIT, query)) == [str(entry.pk)], query
+
+
+@pytest.mark.parametrize("path", [REQUESTS, AUDIT])
+def test_logs_are_read_only(operator, path):
+    assert operator.post(path, {}, format="json").status_code == 405
+    for method in ("patch", "delete"):
+        assert getattr(operator, method)(f"{path}/{uuid7()}").status_code == 405
+
+
+# ---------------------------------------------------------------- alerts
+
+
+ALERT = {"name": "many errors", "metric_name": "error_rate", "threshold_value": 0.05}
+
+
+def test_an_alert_is_made_changed_and_removed(client):
+    server = MCPServerFactory(tenant=client.key.tenant)
+    made = client.post(ALERTS, ALERT | {"server": str(server.pk)}, format="json")
+    assert made.status_code == 201, made.content
+    path = f"{ALERTS}/{made.json()['id']}"
+    changed = client.patch(path, {"threshold_value": 0.1, "comparison_operator": ">="}, "json")
+    assert changed.json()["threshold_value"] == 0.1
+    assert client.delete(path).status_code == 204
+    actions = list(AuditLog.objects.order_by("id").values_list("action", flat=True))
+    assert actions == ["alert.create", "alert.update", "alert.delete"]
+
+
+def test_alerts_on_all_servers_are_the_operators(client, operator):
+    refused = client.post(ALERTS, ALERT, format="json")
+    assert refused.status_code == 403
+    made = operator.post(ALERTS, ALERT, format="json")
+    assert made.status_code == 201
+    assert client.get(f"{ALERTS}/{made.json()['id']}").status_code == 404
+
+
+def test_an_alert_is_on_an_own_server_only(client):
+    for server in (MCPServerFactory(), MCPServerFactory(tenant=None)):
+        answer = client.post(ALERTS, ALERT | {"server": str(server.pk)}, format="json")
+        assert (answer.status_code, answer.json().keys()) == (400, {"server"})
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"metric_name": "Not a metric"}, "metric_name"),
+        ({"threshold_value": 1e999}, "threshold_value"),
+        ({"threshold_value": "nan"}, "threshold_value"),
+        ({"comparison_operator": "!="}, "comparison_operator"),
+        ({"severity": "awful"}, "severity"),
+        ({"duration_minutes": -1}, "duration_minutes"),
+        ({"duration_minutes": 2**31}, "duration_minutes"),
+        ({"notification_channels": {"a": 1}}, "notification_channels"),
+        ({"notification_channels": ["nul\0"]}, "notification_channels"),
+        ({"name": None}, "name"),
+    ],
+)
+def test_an_alert_that_does_not_fit_is_refused_by_name(operator, change, field):
+    alert = PerformanceAlertFactory()
+    import json
+
+    text = json.dumps(change).replace("Infinity", "1e999")
+    answer = operator.patch(f"{ALERTS}/{alert.pk}", text, content_type="application/json")
+    assert (answer.status_code, answer.json().keys()) == (400, {field}), answer.content
+
+
+def test_two_alerts_of_one_name_are_refused(operator):
+    operator.post(ALERTS, ALERT, format="json")
+    assert operator.post(ALERTS, ALERT, format="json").status_code == 400
+
+
+def test_an_alert_that_fires_is_acknowledged_once_a_firing():
+    tenant = TenantFactory()
+    person = UserFactory(tenant=tenant)
+    client = client_of(tenant, user=person)
+    alert = PerformanceAlertFactory(server=MCPServerFactory(tenant=tenant))
+    path = f"{ALERTS}/{alert.pk}/acknowledge"
+    assert client.post(path).status_code == 409  # it does not fire
+    PerformanceAlert.objects.update(is_triggered=True, first_triggered=now())
+    assert client.post(path).json()["acknowledged_by"] == str(person.pk)
+    assert client.post(path).status_code == 409
+    PerformanceAlert.objects.update(first_triggered=now() + timedelta(seconds=1))  # it fires anew
+    assert client.post(path).status_code == 200
+    assert AuditLog.objects.filter(action="alert.acknowledge").count() == 2
+
+
+# ---------------------------------------------------------------- policies and views
+
+
+POLICY = {
+    "name": "calls", "table_name": "request_logs", "date_column": "request_time",
+    "retention_days": 30,
+}  # fmt: skip
+
+
+def test_a_policy_is_made_changed_and_removed(operator):
+    made = operator.post(POLICIES, POLICY, format="json")
+    assert made.status_code == 201, made.content
+    path = f"{POLICIES}/{made.json()['id']}"
+    assert operator.patch(path, {"retention_days": 7}, "json").json()["retention_days"] == 7
+    assert operator.delete(path).status_code == 204
+    assert not DataRetentionPolicy.objects.exists()
+    assert AuditLog.objects.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"table_name": "users"}, "table_name"),
+        ({"table_name": "users; DROP TABLE users"}, "table_name"),
+        ({"date_column": "id"}, "date_column"),
+        ({"retention_days": 0}, "retention_days"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"conditions": ["x"]}, "conditions"),
+    ],
+)
+def test_a_policy_deletes_nothing_but_old_logs(operator, change, field):
+    answer = operator.post(POLICIES, POLICY | change, format="json")
+    assert (answer.status_code, answer.json().keys()) == (400, {field}), answer.content
+
+
+def test_a_policy_stays_with_its_table(operator):
+    policy = DataRetentionPolicyFactory()
+    answer = operator.patch(f"{POLICIES}/{policy.pk}", {"table_name": "audit_logs"}, "json")
+    assert answer.status_code == 400
+
+
+def test_of_a_materialized_view_only_the_schedule_is_changed(operator):
+    view = MaterializedView.objects.create(name="mv", query="SELECT 1")
+    answer = operator.patch(
+        f"{VIEWS}/{view.pk}", {"query": "SELECT 2", "refresh_interval_minutes": 5}, "json"
+    )
+    assert (answer.json()["query"], answer.json()["refresh_interval_minutes"]) == ("SELECT 1", 5)
+    assert operator.post(VIEWS, {"name": "x"}, "json").status_code == 405
+    assert operator.delete(f"{VIEWS}/{view.pk}").status_code == 405
+
+
+# ---------------------------------------------------------------- summaries
+
+
+PERFORMANCE, USAGE = "/api/v1/summaries/request-performance", "/api/v1/summaries/tenant-usage"
+
+
+def test_a_tenants_summary_counts_its_own_calls(client, operator):
+    mine = client.key.tenant_id
+    for status, duration in ((200, 10.0), (200, 20.0), (500, 60.0)):
+        RequestLogFactory(tenant_id=mine, status_code=status, duration_ms=duration)
+    RequestLogFactory(tenant_id=uuid7(), duration_ms=1000.0)
+    RequestLogFactory(tenant_id=mine, request_time=now() - timedelta(hours=3))
+    own = client.get(PERFORMANCE, {"hours": 2}).json()
+    assert own["total_requests"] == 3
+    assert (own["successful_requests"], own["failed_requests"]) == (2, 1)
+    assert own["error_rate"] == pytest.approx(1 / 3)
+    assert (own["avg_duration_ms"], own["p50_duration_ms"], own["max_duration_ms"]) == (30, 20, 60)
+    assert own["requests_per_minute"] == pytest.approx(3 / 120)
+    everything = operator.get(PERFORMANCE, {"hours": 2}).json()
+    assert everything["total_requests"] == 4
+    assert everything.keys() == own.keys()
+
+
+def test_a_summary_over_nothing_is_zeros_and_nulls(client, operator):
+    for caller in (client, operator):
+        row = caller.get(PERFORMANCE).json()
+        assert (row["total_requests"], row["error_rate"], row["p95_duration_ms"]) == (0, None, None)
+
+
+def test_usage_is_the_callers_own_or_for_operators_everyones(client, operator):
+    mine, other = client.key.tenant, TenantFactory()
+    RequestLogFactory(tenant_id=mine.pk, tool_name="echo", response_size_bytes=7)
+    MCPServerFactory(tenant=mine)
+    [row] = client.get(USAGE).json()["results"]
+    expected = {"tenant": mine.slug, "total_requests": 1, "bytes_out": 7, "registered_servers": 1}
+    assert expected.items() <= row.items()
+    assert client.get(USAGE, {"tenant": other.slug}).json()["results"] == []
+    slugs = {row["tenant"] for row in operator.get(USAGE).json()["results"]}
+    assert slugs >= {mine.slug, other.slug}
+    [one] = operator.get(USAGE, {"tenant": mine.slug}).json()["results"]
+    assert one == row
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "many", "", "1.5", "9" * 30, "٣"])
+@pytest.mark.parametrize("path", [PERFORMANCE, USAGE])
+def test_hours_are_a_positive_whole_number(client, path, hours):
+    answer = client.get(path, {"hours": hours})
+    assert (answer.status_code, answer.json().keys()) == (400, {"hours"})
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("size", "table_name"), ("indexes", "index_name"), ("performance", "metric")],
+)
+def test_the_database_tells_about_itself(operator, name, first):
+    results = operator.get(f"/api/v1/database/{name}").json()["results"]
+    assert results
+    assert all(row[first] for row in results)

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from monitoring.models import AuditLog
+from security.models import EnhancedAPIKey
+from tests.api import client_of
+from tests.factories import EnhancedAPIKeyFactory, TenantFactory, UserFactory
+
+pytestmark = pytest.mark.django_db
+
+KEYS = "/api/v1/api-keys"
+
+
+@pytest.fixture
+def admin():
+    return client_of(TenantFactory())
+
+
+def test_a_new_key_is_shown_once_and_works(admin):
+    made = admin.post(KEYS, {"name": "agent", "scopes": ["admin"]}, format="json")
+    assert made.status_code == 201
+    assert made["Cache-Control"] == "no-store"
+    key = made.json()["key"]
+    assert key.startswith(f"mcpgw_{made.json()['prefix']}_")
+    again = admin.get(f"{KEYS}/{made.json()['id']}", headers={"authorization": f"Bearer {key}"})
+    assert again.status_code == 200
+    assert not {"key", "key_hash", "salt"} & again.json().keys()
+    assert key not in admin.get(KEYS).content.decode()
+
+
+def test_a_new_key_is_of_the_callers_tenant_whatever_they_say(admin):
+    other = TenantFactory()
+    said = admin.post(KEYS, {"name": "agent", "tenant": other.slug}, format="json")
+    assert said.status_code == 400
+    null = admin.post(KEYS, {"name": "agent", "tenant": None}, format="json")
+    assert null.json()["tenant"] == admin.key.tenant.slug
+
+
+def test_an_operator_names_the_tenant(admin):
+    operator = client_of(None)
+    assert operator.post(KEYS, {"name": "agent"}, format="json").json().keys() == {"tenant"}
+    slug = admin.key.tenant.slug
+    made = operator.post(KEYS, {"name": "agent", "tenant": slug}, format="json")
+    assert (made.status_code, made.json()["tenant"]) == (201, slug)
+
+
+def test_somebody_elses_user_cannot_be_named(admin):
+    answer = admin.post(KEYS, {"name": "agent", "user": str(UserFactory().pk)}, format="json")
+    assert (answer.status_code, answer.json().keys()) == (400, {"user"})
+    answer = client_of(None).post(
+        KEYS,
+        {"name": "a", "tenant": admin.key.tenant.slug, "user": str(UserFactory().pk)},
+        format="json",
+    )
+    assert (answer.status_code, answer.json().keys()) == (400, {"user"})
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"scopes": ["everything"]}, "scopes"),
+        ({"ip_whitelist": ["not an address"]}, "ip_whitelist"),
+        ({"rate_limit_per_hour": -1}, "rate_limit_per_hour"),
+        ({"rate_limit_per_hour": 10**30}, "rate_limit_per_hour"),
+        ({"name": "nul\0"}, "name"),
+        ({"name": "half \ud800"}, "name"),
+        ({"allowed_servers": ["nul\0"]}, "allowed_servers"),
+        ({"expires_at": "tomorrow"}, "expires_at"),
+        ({"tenant": None}, "tenant"),
+        ({"name": None}, "name"),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused_by_name(admin, change, field):
+    # Written by hand: the test client cannot encode half a character.
+    answer = admin.patch(
+        f"{KEYS}/{admin.key.pk}", json.dumps(change), content_type="application/json"
+    )
+    assert answer.status_code == 400, answer.content
+    assert field in answer.json()
+
+
+def test_a_change_is_made_and_noted_with_who_and_which_request(admin):
+    key = EnhancedAPIKeyFactory(tenant=admin.key.tenant, name="old")
+    answer = admin.patch(
+        f"{KEYS}/{key.pk}",
+        {"name": "new", "ip_whitelist": ["10.0.0.0/8"]},
+        format="json",
+        headers={"user-agent": "Tool/2"},
+    )
+    assert answer.json()["name"] == "new"
+    [entry] = AuditLog.objects.filter(action="api_key.update")
+    assert entry.details["name"] == {"from": "old", "to": "new"}
+    assert str(entry.request_id) == answer["X-Request-ID"]
+    facts = (entry.service_name, entry.tenant_id, entry.api_key_id, entry.user_agent)
+    assert facts == ("api", admin.key.tenant_id, admin.key.pk, "Tool/2")
+    assert entry.ip_address == "127.0.0.1"
+
+
+def test_a_change_to_what_it_was_notes_nothing(admin):
+    admin.patch(f"{KEYS}/{admin.key.pk}", {"name": admin.key.name}, format="json")
+    assert not AuditLog.objects.exists()
+
+
+def test_revoking_and_unlocking_are_noted_once(admin):
+    key = EnhancedAPIKeyFactory(tenant=admin.key.tenant, is_locked=True, failed_attempts=7)
+    for _ in range(2):
+        unlocked = admin.post(f"{KEYS}/{key.pk}/unlock").json()
+        assert (unlocked["is_locked"], unlocked["failed_attempts"]) == (False, 0)
+        assert admin.post(f"{KEYS}/{key.pk}/revoke").json()["is_active"] is False
+    actions = sorted(AuditLog.objects.values_list("action", flat=True))
+    assert actions == ["api_key.revoke", "api_key.unlock"]
+
+
+def test_a_key_is_not_deleted(admin):
+    assert admin.delete(f"{KEYS}/{admin.key.pk}").status_code == 405
+    assert EnhancedAPIKey.objects.filter(pk=admin.key.pk).exists()
