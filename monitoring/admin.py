@@ -1,0 +1,657 @@
+"""The logs, which nobody edits, and what watches and trims them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.apps import apps
+from django.contrib import admin
+from django.contrib.auth import get_user_model
+from django.db import models
+from django.db.models import OuterRef, QuerySet, Subquery
+from django.http import HttpRequest
+from django.utils.timezone import now
+from unfold.contrib.filters.admin import (
+    AutocompleteSelectFilter,
+    BooleanRadioFilter,
+    ChoicesDropdownFilter,
+    DropdownFilter,
+    TextFilter,
+)
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
+
+from monitoring import services
+from monitoring.models import (
+    AuditLog,
+    DataRetentionPolicy,
+    MaterializedView,
+    PerformanceAlert,
+    RequestLog,
+    Severity,
+)
+from registry.admin_base import (
+    NOTHING,
+    CheckedModelForm,
+    LogAdmin,
+    ServiceAdmin,
+    TimeWindowFilter,
+    actor_of,
+    byte_size,
+    display,
+    duration,
+    name_or_id,
+)
+from registry.audit import Actor
+from registry.models import MCPServer, Tenant
+
+# ---------------------------------------------------------------- both logs
+
+
+def _name_of(model: type[models.Model], column: str, *, by: str) -> Subquery:
+    """The name behind a plain id, looked up for the rows of one page by their primary key."""
+    found = model._default_manager.filter(pk=OuterRef(by)).values(column)
+    return Subquery(found[:1])
+
+
+class TenantFilter(DropdownFilter):  # type: ignore[misc]
+    """One tenant's rows; the log's own index starts with the tenant."""
+
+    title = "tenant"
+    parameter_name = "tenant_id"
+
+    def lookups(self, *_: Any) -> list[tuple[str, str]]:
+        named = Tenant.objects.order_by("slug").values_list("id", "slug")[:500]
+        return [(str(pk), slug) for pk, slug in named]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        tenant_id = _uuid(self.value())
+        return queryset.filter(tenant_id=tenant_id) if tenant_id else queryset
+
+
+def _uuid(text: str | None) -> UUID | None:
+    try:
+        return UUID(text or "")
+    except ValueError:
+        return None
+
+
+class IdFilter(TextFilter):  # type: ignore[misc]
+    """Rows that carry exactly this id; text that is no id matches nothing."""
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        text = (self.value() or "").strip()
+        if not text:
+            return queryset
+        wanted = _uuid(text)
+        return queryset.filter(**{self.parameter_name: wanted}) if wanted else queryset.none()
+
+
+class WhoseLogAdmin(LogAdmin):
+    """A log whose rows name a tenant, a user and a key by their ids."""
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        # A tenant's rows are read along (tenant, time); all rows along the primary key.
+        if request.GET.get("tenant_id"):
+            return (f"-{self.time_field}", "-id")
+        return self.ordering
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        rows: QuerySet[Any] = super().get_queryset(request)
+        return rows.annotate(  # type: ignore[no-any-return]
+            _tenant=_name_of(Tenant, "slug", by="tenant_id"),
+            _user=_name_of(get_user_model(), "username", by="user_id"),
+        )
+
+    def get_search_results(
+        self, _request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """The request's id, exactly: text search over a log would read all of it."""
+        if not search_term.strip():
+            return queryset, False
+        wanted = _uuid(search_term.strip())
+        return (queryset.filter(request_id=wanted) if wanted else queryset.none()), False
+
+    @display(description="tenant")
+    def tenant_link(self, row: Any) -> str:
+        return name_or_id("registry_tenant", row.tenant_id, row._tenant)
+
+    @display(description="user")
+    def user_link(self, row: Any) -> str:
+        return name_or_id("security_user", row.user_id, row._user)
+
+    @display(description="API key")
+    def key_link(self, row: Any) -> str:
+        return name_or_id("security_enhancedapikey", row.api_key_id, _short(row.api_key_id))
+
+
+def _short(row_id: UUID | None) -> str | None:
+    """The random end of an id, enough to tell keys apart in a list."""
+    return None if row_id is None else f"…{str(row_id)[-8:]}"
+
+
+# ---------------------------------------------------------------- request log
+
+
+class OutcomeFilter(DropdownFilter):  # type: ignore[misc]
+    title = "outcome"
+    parameter_name = "outcome"
+    RANGES = {"ok": (100, 399), "refused": (400, 499), "failed": (500, 999)}
+
+    def lookups(self, *_: Any) -> list[tuple[str, str]]:
+        return [
+            ("ok", "Answered (below 400)"),
+            ("refused", "Refused (400 to 499)"),
+            ("failed", "Failed (500 and above)"),
+        ]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        wanted = self.RANGES.get(self.value() or "")
+        return queryset.filter(status_code__range=wanted) if wanted else queryset
+
+
+class SlownessFilter(DropdownFilter):  # type: ignore[misc]
+    title = "duration"
+    parameter_name = "slower"
+
+    def lookups(self, *_: Any) -> list[tuple[str, str]]:
+        return [("100", "Over 100 ms"), ("1000", "Over 1 s"), ("10000", "Over 10 s")]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        chosen = self.value()
+        if chosen not in dict(self.lookup_choices):
+            return queryset
+        return queryset.filter(duration_ms__gt=float(chosen))
+
+
+STATUS_COLOURS = {
+    str(code): colour
+    for first, colour in ((200, "success"), (300, "info"), (400, "warning"), (500, "danger"))
+    for code in range(first, first + 100)
+}
+
+
+class ServerIdFilter(IdFilter):
+    title = "server's id"
+    parameter_name = "target_server_id"
+
+
+class KeyIdFilter(IdFilter):
+    title = "API key's id"
+    parameter_name = "api_key_id"
+
+
+@admin.register(RequestLog)
+class RequestLogAdmin(WhoseLogAdmin):
+    time_field = "request_time"
+    list_display = (
+        "request_time",
+        "status",
+        "rpc",
+        "server_link",
+        "tenant_link",
+        "key_link",
+        "took",
+        "response_size",
+        "error_type",
+    )
+    list_filter = (
+        TimeWindowFilter.over("request_time"),
+        TenantFilter,
+        OutcomeFilter,
+        SlownessFilter,
+        ServerIdFilter,
+        KeyIdFilter,
+    )
+    search_fields = ("request_id",)
+    search_help_text = "X-Request-ID of one call"
+    fields = (
+        ("request_time", "request_id"),
+        ("status", "method", "path"),
+        ("rpc_method", "tool_name", "protocol_version"),
+        ("server_link", "tenant_link"),
+        ("user_link", "key_link", "ip_address"),
+        ("took", "upstream_took", "queued"),
+        ("request_size", "response_size"),
+        ("error_type", "error_message"),
+        "request_metadata",
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[RequestLog]:
+        rows: QuerySet[RequestLog] = super().get_queryset(request)
+        return rows.annotate(_server=_name_of(MCPServer, "slug", by="target_server_id"))
+
+    @display(description="status", label=STATUS_COLOURS)
+    def status(self, row: RequestLog) -> str:
+        return str(row.status_code)
+
+    @display(description="call")
+    def rpc(self, row: RequestLog) -> str:
+        call = row.rpc_method or f"{row.method} {row.path}"
+        return f"{call} {row.tool_name}".strip()
+
+    @display(description="server")
+    def server_link(self, row: RequestLog) -> str:
+        return name_or_id("registry_mcpserver", row.target_server_id, row._server)  # type: ignore[attr-defined]
+
+    @display(description="took")
+    def took(self, row: RequestLog) -> str:
+        return duration(row.duration_ms)
+
+    @display(description="of it at the server")
+    def upstream_took(self, row: RequestLog) -> str:
+        return duration(row.upstream_ms)
+
+    @display(description="of it in the queue")
+    def queued(self, row: RequestLog) -> str:
+        return duration(row.queue_ms)
+
+    @display(description="request")
+    def request_size(self, row: RequestLog) -> str:
+        return byte_size(row.request_size_bytes)
+
+    @display(description="answer")
+    def response_size(self, row: RequestLog) -> str:
+        return byte_size(row.response_size_bytes)
+
+
+# ---------------------------------------------------------------- audit log
+
+
+class ActionFilter(TextFilter):  # type: ignore[misc]
+    """Actions by the beginning of their name: `api_key` or `api_key.create`."""
+
+    title = "action"
+    parameter_name = "action"
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(action__startswith=self.value()) if self.value() else queryset
+
+
+class OriginFilter(DropdownFilter):  # type: ignore[misc]
+    title = "origin"
+    parameter_name = "origin"
+
+    def lookups(self, *_: Any) -> list[tuple[str, str]]:
+        return [(name, name) for name in ("admin", "api", "cli", "proxy", "worker")]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(service_name=self.value()) if self.value() else queryset
+
+
+class ResourceIdFilter(TextFilter):  # type: ignore[misc]
+    title = "resource's id"
+    parameter_name = "resource_id"
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(resource_id=self.value().strip()) if self.value() else queryset
+
+
+class SuccessFilter(DropdownFilter):  # type: ignore[misc]
+    title = "result"
+    parameter_name = "success"
+
+    def lookups(self, *_: Any) -> list[tuple[str, str]]:
+        return [("yes", "Done"), ("no", "Refused or failed")]
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        wanted = {"yes": True, "no": False}.get(self.value() or "")
+        return queryset if wanted is None else queryset.filter(success=wanted)
+
+
+@admin.register(AuditLog)
+class AuditLogAdmin(WhoseLogAdmin):
+    time_field = "timestamp"
+    list_display = (
+        "timestamp",
+        "what",
+        "result",
+        "resource",
+        "user_link",
+        "key_link",
+        "tenant_link",
+        "service_name",
+        "ip_address",
+    )
+    list_filter = (
+        TimeWindowFilter.over("timestamp"),
+        TenantFilter,
+        ActionFilter,
+        SuccessFilter,
+        OriginFilter,
+        ResourceIdFilter,
+    )
+    search_fields = ("request_id",)
+    search_help_text = "X-Request-ID of one request"
+    fields = (
+        ("timestamp", "request_id"),
+        ("what", "result", "service_name"),
+        ("resource", "resource_id"),
+        ("user_link", "key_link", "tenant_link"),
+        ("ip_address", "user_agent"),
+        "error_message",
+        "details",
+    )
+
+    @display(description="action")
+    def what(self, row: AuditLog) -> str:
+        return row.action
+
+    @display(description="result", label={"done": "success", "refused": "danger"})
+    def result(self, row: AuditLog) -> str:
+        return "done" if row.success else "refused"
+
+    @display(description="resource")
+    def resource(self, row: AuditLog) -> str:
+        if not row.resource_type:
+            return NOTHING
+        text = str(row.details.get("name") or _short(_uuid(row.resource_id)) or row.resource_id)
+        return name_or_id(_url_name(row.resource_type), row.resource_id, text)
+
+
+def _url_name(table: str) -> str:
+    """The admin's name for a table's pages, such as registry_mcpserver for mcp_servers."""
+    for model in apps.get_models():
+        if model._meta.db_table == table:
+            return f"{model._meta.app_label}_{model._meta.model_name}"
+    return table
+
+
+# ---------------------------------------------------------------- alerts
+
+
+@admin.register(PerformanceAlert)
+class PerformanceAlertAdmin(ServiceAdmin):
+    actions = ("acknowledge",)
+    list_display = (
+        "name",
+        "severity_label",
+        "state",
+        "condition",
+        "server",
+        "is_active",
+        "last_triggered",
+        "trigger_count",
+    )
+    list_filter = (
+        ("is_triggered", BooleanRadioFilter),
+        ("severity", ChoicesDropdownFilter),
+        ("is_active", BooleanRadioFilter),
+        ("server", AutocompleteSelectFilter),
+    )
+    list_select_related = ("server", "acknowledged_by")
+    search_fields = ("name", "metric_name")
+    autocomplete_fields = ("server",)
+    ordering = ("-is_triggered", "name")
+    readonly_fields = (
+        "state",
+        "first_triggered",
+        "last_triggered",
+        "trigger_count",
+        "acknowledged_by",
+        "acknowledged_at",
+        "last_notification",
+    )
+    fieldsets = (
+        (None, {"fields": (("name", "severity"), "description", ("server", "is_active"))}),
+        (
+            "Condition",
+            {
+                "fields": (
+                    ("metric_name", "comparison_operator", "threshold_value"),
+                    ("duration_minutes", "cooldown_minutes"),
+                    "notification_channels",
+                ),
+                "description": "The metric is one of the view performance_monitoring.",
+            },
+        ),
+        (
+            "State",
+            {
+                "fields": (
+                    ("state", "trigger_count"),
+                    ("first_triggered", "last_triggered"),
+                    ("acknowledged_by", "acknowledged_at", "last_notification"),
+                ),
+                "classes": ("tab",),
+            },
+        ),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[PerformanceAlert]:
+        rows: QuerySet[PerformanceAlert] = super().get_queryset(request)
+        return rows.select_related("server").defer("server__credentials")
+
+    def service_create(self, actor: Actor, fields: dict[str, Any]) -> PerformanceAlert:
+        return services.alert_create(actor=actor, **fields)
+
+    def service_update(
+        self, actor: Actor, row: PerformanceAlert, changes: dict[str, Any]
+    ) -> PerformanceAlert:
+        return services.alert_update(actor=actor, alert=row, **changes)
+
+    def service_delete(self, actor: Actor, row: PerformanceAlert) -> None:
+        services.alert_delete(actor=actor, alert=row)
+
+    @admin.action(description="Acknowledge the selected alerts", permissions=["change"])
+    def acknowledge(self, request: HttpRequest, queryset: QuerySet[PerformanceAlert]) -> None:
+        actor, at = actor_of(request), now()
+        self.apply(
+            request,
+            queryset,
+            lambda alert: services.alert_acknowledge(
+                actor=actor, alert=alert, user_id=actor.user_id, at=at
+            ),
+            done="alert(s) acknowledged",
+            idle="not firing or acknowledged before",
+        )
+
+    def get_fieldsets(self, request: HttpRequest, obj: PerformanceAlert | None = None) -> Any:
+        fieldsets = super().get_fieldsets(request, obj)
+        return fieldsets if obj else fieldsets[:-1]
+
+    @display(
+        description="severity",
+        ordering="severity",
+        label={
+            Severity.INFO: "info",
+            Severity.WARNING: "warning",
+            Severity.CRITICAL: "danger",
+        },
+    )
+    def severity_label(self, alert: PerformanceAlert) -> str:
+        return alert.get_severity_display()
+
+    @display(
+        description="state",
+        ordering="is_triggered",
+        label={"firing": "danger", "acknowledged": "warning", "quiet": "success"},
+    )
+    def state(self, alert: PerformanceAlert) -> str:
+        if not alert.is_triggered:
+            return "quiet"
+        answered = alert.acknowledged_at and (
+            alert.first_triggered is None or alert.acknowledged_at >= alert.first_triggered
+        )
+        return "acknowledged" if answered else "firing"
+
+    @display(description="condition")
+    def condition(self, alert: PerformanceAlert) -> str:
+        held = f" for {alert.duration_minutes} min" if alert.duration_minutes else ""
+        comparison = f"{alert.comparison_operator} {alert.threshold_value:g}"
+        return f"{alert.metric_name} {comparison}{held}"
+
+
+# ---------------------------------------------------------------- retention
+
+
+class DataRetentionPolicyForm(CheckedModelForm):
+    """The table is chosen; the column that tells a row's age follows from it."""
+
+    table_name = forms.ChoiceField(
+        choices=[("", "Select value"), *((name, name) for name in services.RETAINED)],
+        widget=UnfoldAdminSelectWidget(),
+    )
+    date_column = forms.CharField(
+        widget=UnfoldAdminTextInputWidget(),
+        help_text="; ".join(f"{table}: {column}" for table, column in services.RETAINED.items()),
+    )
+
+    class Meta:
+        model = DataRetentionPolicy
+        fields = "__all__"
+
+
+@admin.register(DataRetentionPolicy)
+class DataRetentionPolicyAdmin(ServiceAdmin):
+    form = DataRetentionPolicyForm
+    list_display = (
+        "name",
+        "table_name",
+        "kept",
+        "is_active",
+        "last_run",
+        "next_run",
+        "deleted",
+        "took",
+    )
+    list_filter = (("is_active", BooleanRadioFilter),)
+    search_fields = ("name", "table_name")
+    ordering = ("name",)
+    readonly_fields = ("last_run", "next_run", "deleted", "last_deleted_count", "took")
+    fieldsets = (
+        (None, {"fields": (("name", "is_active"), "description")}),
+        (
+            "What is kept",
+            {
+                "fields": (
+                    ("table_name", "date_column"),
+                    ("retention_days", "batch_size"),
+                    "conditions",
+                ),
+                "description": "Whole partitions are dropped where a table has them; elsewhere "
+                "rows go in batches.",
+            },
+        ),
+        (
+            "Runs",
+            {
+                "fields": (("last_run", "next_run"), ("deleted", "last_deleted_count", "took")),
+                "classes": ("tab",),
+            },
+        ),
+    )
+
+    def service_create(self, actor: Actor, fields: dict[str, Any]) -> DataRetentionPolicy:
+        return services.retention_policy_create(actor=actor, **fields)
+
+    def service_update(
+        self, actor: Actor, row: DataRetentionPolicy, changes: dict[str, Any]
+    ) -> DataRetentionPolicy:
+        return services.retention_policy_update(actor=actor, policy=row, **changes)
+
+    def service_delete(self, actor: Actor, row: DataRetentionPolicy) -> None:
+        services.retention_policy_delete(actor=actor, policy=row)
+
+    @display(description="kept for", ordering="retention_days")
+    def kept(self, policy: DataRetentionPolicy) -> str:
+        return f"{policy.retention_days} days"
+
+    @display(description="deleted so far", ordering="total_deleted")
+    def deleted(self, policy: DataRetentionPolicy) -> str:
+        return f"{policy.total_deleted:,} rows"
+
+    @display(description="average run", ordering="avg_execution_time_ms")
+    def took(self, policy: DataRetentionPolicy) -> str:
+        return duration(policy.avg_execution_time_ms)
+
+
+# ---------------------------------------------------------------- materialised views
+
+
+@admin.register(MaterializedView)
+class MaterializedViewAdmin(ServiceAdmin):
+    list_display = (
+        "name",
+        "refresh_strategy",
+        "interval",
+        "freshness",
+        "last_refreshed",
+        "rows",
+        "size",
+        "took",
+    )
+    list_filter = (("refresh_strategy", ChoicesDropdownFilter), ("is_active", BooleanRadioFilter))
+    search_fields = ("name",)
+    ordering = ("name",)
+    readonly_fields = (
+        "name",
+        "query",
+        "indexes",
+        "last_refreshed",
+        "next_refresh",
+        "refresh_count",
+        "rows",
+        "size",
+        "took",
+    )
+    fieldsets = (
+        (None, {"fields": (("name", "is_active"), "description")}),
+        (
+            "Refresh",
+            {
+                "fields": (
+                    ("refresh_strategy", "refresh_interval_minutes"),
+                    "refresh_triggers",
+                    ("last_refreshed", "next_refresh", "refresh_count"),
+                    ("rows", "size", "took"),
+                )
+            },
+        ),
+        (
+            "Definition",
+            {
+                "fields": ("query", "indexes"),
+                "description": "From the SQL files of the release; not editable.",
+                "classes": ("tab",),
+            },
+        ),
+    )
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    def service_update(
+        self, actor: Actor, row: MaterializedView, changes: dict[str, Any]
+    ) -> MaterializedView:
+        return services.materialized_view_update(actor=actor, view=row, **changes)
+
+    @display(description="every", ordering="refresh_interval_minutes")
+    def interval(self, view: MaterializedView) -> str:
+        return duration(view.refresh_interval_minutes * 60_000)
+
+    @display(
+        description="state", label={"fresh": "success", "overdue": "warning", "off": "default"}
+    )
+    def freshness(self, view: MaterializedView) -> str:
+        if not view.is_active:
+            return "off"
+        late = view.next_refresh and view.next_refresh < now() - timedelta(minutes=1)
+        return "overdue" if late or view.last_refreshed is None else "fresh"
+
+    @display(description="rows", ordering="row_count")
+    def rows(self, view: MaterializedView) -> str:
+        return NOTHING if view.row_count is None else f"{view.row_count:,}"
+
+    @display(description="size", ordering="size_bytes")
+    def size(self, view: MaterializedView) -> str:
+        return byte_size(view.size_bytes)
+
+    @display(description="average refresh", ordering="avg_refresh_time_ms")
+    def took(self, view: MaterializedView) -> str:
+        return duration(view.avg_refresh_time_ms)

@@ -1,0 +1,219 @@
+"""The logs as an operator reads them, alerts and retention policies as one edits them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils.timezone import now
+
+from monitoring.models import AuditLog, DataRetentionPolicy, PerformanceAlert
+from registry.admin_base import UncountedPaginator
+from tests.factories import (
+    AuditLogFactory,
+    DataRetentionPolicyFactory,
+    MCPServerFactory,
+    PerformanceAlertFactory,
+    RequestLogFactory,
+)
+
+pytestmark = pytest.mark.django_db
+
+REQUESTS = reverse("admin:monitoring_requestlog_changelist")
+AUDIT = reverse("admin:monitoring_auditlog_changelist")
+
+
+def listed(client, page: str) -> list[UUID]:
+    response = client.get(page)
+    assert response.status_code == 200
+    return [row.pk for row in response.context["cl"].result_list]
+
+
+def errors_of(response) -> str:
+    assert response.status_code == 200
+    return " ".join(str(error) for errors in response.context["errors"] for error in errors)
+
+
+# ---------------------------------------------------------------- logs
+
+
+def test_a_request_is_found_by_its_id_and_by_nothing_else(admin_client):
+    wanted, _other = RequestLogFactory(), RequestLogFactory()
+    assert listed(admin_client, f"{REQUESTS}?q={wanted.request_id}") == [wanted.pk]
+    assert listed(admin_client, f"{REQUESTS}?q={uuid4()}") == []
+    assert listed(admin_client, f"{REQUESTS}?q=/mcp/sample") == []
+
+
+def test_filters_of_the_request_log(admin_client):
+    server = MCPServerFactory()
+    failed = RequestLogFactory(
+        status_code=502, tenant_id=server.tenant_id, target_server_id=server.id
+    )
+    slow = RequestLogFactory(duration_ms=2500.0)
+    assert listed(admin_client, f"{REQUESTS}?outcome=failed") == [failed.pk]
+    assert listed(admin_client, f"{REQUESTS}?outcome=ok") == [slow.pk]
+    assert listed(admin_client, f"{REQUESTS}?slower=1000") == [slow.pk]
+    assert listed(admin_client, f"{REQUESTS}?tenant_id={server.tenant_id}") == [failed.pk]
+    assert listed(admin_client, f"{REQUESTS}?target_server_id={server.id}") == [failed.pk]
+    assert listed(admin_client, f"{REQUESTS}?target_server_id=nonsense") == []
+    assert set(listed(admin_client, f"{REQUESTS}?tenant_id=nonsense")) == {failed.pk, slow.pk}
+
+
+def test_a_row_of_a_log_is_read_within_bounds_of_time(admin_client):
+    row = RequestLogFactory()
+    page = reverse("admin:monitoring_requestlog_change", args=[row.pk])
+    with CaptureQueriesContext(connection) as captured:
+        assert admin_client.get(page).status_code == 200
+    asked = [query["sql"] for query in captured if 'FROM "request_logs"' in query["sql"]]
+    assert len(asked) == 1
+    assert '"request_time" BETWEEN' in asked[0]
+    for absent in (uuid4(), "nonsense"):
+        gone = reverse("admin:monitoring_requestlog_change", args=[absent])
+        assert admin_client.get(gone).status_code == 302
+
+
+def test_a_log_names_what_still_exists_and_keeps_the_id_of_what_is_gone(admin_client):
+    server, gone = MCPServerFactory(slug="still-here"), uuid4()
+    RequestLogFactory(target_server_id=server.id)
+    RequestLogFactory(target_server_id=gone)
+    text = admin_client.get(REQUESTS).content.decode()
+    link = reverse("admin:registry_mcpserver_change", args=[server.pk])
+    assert f'href="{link}"' in text
+    assert "still-here" in text
+    assert str(gone) in text
+
+
+def test_pages_of_a_log_follow_without_a_count(admin_client):
+    for _ in range(101):
+        AuditLogFactory()
+    first = admin_client.get(AUDIT)
+    second = admin_client.get(f"{AUDIT}?p=2")
+    assert "Older" in first.content.decode()
+    assert "Older" not in second.content.decode()
+    assert "Newer" in second.content.decode()
+    pages = [[row.pk for row in page.context["cl"].result_list] for page in (first, second)]
+    assert [len(page) for page in pages] == [100, 1]
+    assert sorted(pages[0] + pages[1], reverse=True) == pages[0] + pages[1]
+
+
+def test_the_last_page_that_may_be_asked_for_says_so():
+    paginator = UncountedPaginator(list(range(1000)), 5)
+    last = paginator.page(UncountedPaginator.MAX_PAGES)
+    assert list(last) == list(range(495, 500))
+    assert paginator.more_follow
+    assert not last.has_next()
+
+
+def test_filters_of_the_audit_log(admin_client):
+    refused = AuditLogFactory(action="api_key.reject", success=False, service_name="proxy")
+    made = AuditLogFactory(action="server.register", resource_id="some-id")
+    assert listed(admin_client, f"{AUDIT}?action=api_key") == [refused.pk]
+    assert listed(admin_client, f"{AUDIT}?success=no") == [refused.pk]
+    assert listed(admin_client, f"{AUDIT}?origin=proxy") == [refused.pk]
+    assert listed(admin_client, f"{AUDIT}?resource_id=some-id") == [made.pk]
+
+
+# ---------------------------------------------------------------- alerts
+
+ALERT = {
+    "name": "Slow",
+    "severity": "warning",
+    "metric_name": "slow_statement_ms",
+    "comparison_operator": ">",
+    "threshold_value": "1000",
+    "duration_minutes": "5",
+    "cooldown_minutes": "60",
+    "notification_channels": "[]",
+    "is_active": "on",
+}
+
+
+def test_an_alert_is_made_changed_and_removed_through_the_services(admin_client):
+    add = reverse("admin:monitoring_performancealert_add")
+    assert admin_client.post(add, ALERT).status_code == 302
+    alert = PerformanceAlert.objects.get()
+    change = reverse("admin:monitoring_performancealert_change", args=[alert.pk])
+    assert admin_client.post(change, {**ALERT, "threshold_value": "2000"}).status_code == 302
+    alert.refresh_from_db()
+    assert alert.threshold_value == 2000
+    delete = reverse("admin:monitoring_performancealert_delete", args=[alert.pk])
+    assert admin_client.post(delete, {"post": "yes"}).status_code == 302
+    actions = list(AuditLog.objects.order_by("id").values_list("action", flat=True))
+    assert actions == ["alert.create", "alert.update", "alert.delete"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "taken"}, "already exists"),
+        ({"metric_name": "No metric!"}, "snake_case"),
+        ({"notification_channels": '{"a": 1}'}, "list of channels"),
+        ({"threshold_value": "much"}, "Enter a number"),
+    ],
+)
+def test_an_alert_that_does_not_fit_is_refused_in_words(admin_client, change, words):
+    PerformanceAlertFactory(name="taken")
+    add = reverse("admin:monitoring_performancealert_add")
+    assert words in errors_of(admin_client.post(add, {**ALERT, **change}))
+    assert PerformanceAlert.objects.count() == 1
+
+
+def test_a_firing_alert_is_acknowledged(admin_client, admin_user):
+    firing = PerformanceAlertFactory(is_triggered=True, first_triggered=now())
+    quiet = PerformanceAlertFactory()
+    page = reverse("admin:monitoring_performancealert_changelist")
+    form = {"action": "acknowledge", "_selected_action": [firing.pk, quiet.pk]}
+    text = admin_client.post(page, form, follow=True).content.decode()
+    assert "1 alert(s) acknowledged" in text
+    assert "1 not firing" in text
+    firing.refresh_from_db()
+    assert firing.acknowledged_by == admin_user
+    # An acknowledgement of an earlier firing counts for nothing.
+    PerformanceAlert.objects.update(first_triggered=now() + timedelta(minutes=1))
+    states = {row.name: row for row in PerformanceAlert.objects.all()}
+    assert "firing" in admin_client.get(page).content.decode().lower()
+    assert states[quiet.name].acknowledged_at is None
+
+
+# ---------------------------------------------------------------- retention
+
+POLICY = {
+    "name": "Requests",
+    "table_name": "request_logs",
+    "date_column": "request_time",
+    "retention_days": "90",
+    "batch_size": "1000",
+    "conditions": "{}",
+    "is_active": "on",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"retention_days": "0"}, "greater than or equal to 1"),
+        ({"retention_days": "-3"}, "greater than or equal to"),
+        ({"retention_days": "99999999999"}, "less than or equal to"),
+        ({"batch_size": "0"}, "greater than or equal to 1"),
+        ({"table_name": "users"}, "not one of the available choices"),
+        ({"date_column": "timestamp"}, "request_time"),
+        ({"conditions": "[1]"}, "Write an object"),
+        ({"name": "taken"}, "already exists"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused_in_words(admin_client, change, words):
+    DataRetentionPolicyFactory(name="taken")
+    add = reverse("admin:monitoring_dataretentionpolicy_add")
+    assert words in errors_of(admin_client.post(add, {**POLICY, **change}))
+    assert DataRetentionPolicy.objects.count() == 1
+
+
+def test_a_policy_is_kept_and_audited(admin_client):
+    add = reverse("admin:monitoring_dataretentionpolicy_add")
+    assert admin_client.post(add, POLICY).status_code == 302
+    assert DataRetentionPolicy.objects.get().retention_days == 90
+    assert AuditLog.objects.get().action == "retention_policy.create"
