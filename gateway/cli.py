@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
+
+from gateway.lifeline import die_with_named_parent
 
 # What runs without a database; everything else gets the embedded one started if need be.
 # `up` starts its own, because it also says so.
@@ -13,6 +16,7 @@ WITHOUT_DATABASE = {"up", "help", "version", "check", "collectstatic", "spectacu
 
 def main() -> None:
     """Run one management command; exit 0 done, 1 failed, 2 wrong usage."""
+    die_with_named_parent()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
     arguments = list(sys.argv)
     if len(arguments) > 1 and not arguments[1].startswith("-"):
@@ -51,6 +55,8 @@ def _database_for(arguments: list[str]) -> AbstractContextManager[object]:
     wants_help = command.startswith("-") or {"-h", "--help"} & set(arguments)
     if wants_help or command in WITHOUT_DATABASE or not settings.DATABASE_IS_EMBEDDED:
         return nullcontext()
+    # As Ctrl-C: the database is left, and stopped if nobody else uses it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return local_cluster(settings.LOCAL_DIR).running()
 
 

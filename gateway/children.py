@@ -1,0 +1,151 @@
+"""The processes that `up` starts: their logs, their end, and who of them broke."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from gateway.lifeline import PARENT_VARIABLE
+
+__all__ = ["Child", "ChildError", "Children"]
+
+GRACE_SECONDS = 15  # more than a server gives the requests in flight
+LOG_BYTES = 5 * 2**20  # and as much again in one older file
+ERROR = re.compile(
+    r'"level": *"(error|critical)"|\[ *(error|critical) *\]|^(error|critical)\b', re.IGNORECASE
+)
+
+
+class ChildError(Exception):
+    """A process that should be running has ended; the message says which, and its last words."""
+
+
+class Child:
+    """One process. What it prints goes to its log, what looks like an error also to `on_error`."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        folder: Path,
+        logs: Path,
+        on_error: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self.log = logs / f"{name}.log"
+        self.first_line: Future[str] = Future()
+        self._last: deque[str] = deque(maxlen=12)
+        self._on_error = on_error
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=folder,  # where -m finds our packages
+            env={**env, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches `up` alone, which stops them in order
+        )
+        self._reader = threading.Thread(target=self._read, name=f"log-{name}", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        file = RotatingFileHandler(self.log, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+        assert self.process.stdout is not None  # noqa: S101  (a pipe was asked for)
+        for line in map(str.rstrip, self.process.stdout):
+            if not self.first_line.done():
+                self.first_line.set_result(line)
+            self._last.append(line)
+            file.emit(logging.makeLogRecord({"msg": line}))
+            if ERROR.search(line):
+                self._on_error(f"{self.name}: {line}")
+        file.close()
+        if not self.first_line.done():
+            self.first_line.set_exception(ChildError("it said nothing"))
+
+    def check(self) -> None:
+        """ChildError when it has ended."""
+        status = self.process.poll()
+        if status is not None:
+            self._reader.join(timeout=2)
+            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+            said = "\n".join(f"  {line}" for line in self._last) or "  (nothing)"
+            raise ChildError(f"The {self.name} {how}. Its last lines, from {self.log}:\n{said}")
+
+    def stop(self, *, deadline: float) -> None:
+        """SIGTERM, and at the deadline SIGKILL for it and all that it started."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.process.wait()
+        self._reader.join(timeout=2)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Children:
+    """All of them, in the order of their start; they are stopped in the opposite order."""
+
+    def __init__(
+        self,
+        *,
+        env: Mapping[str, str],
+        folder: Path,
+        logs: Path,
+        on_error: Callable[[str], None],
+    ) -> None:
+        logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._env, self._folder, self._logs, self._on_error = env, folder, logs, on_error
+        self._started: list[Child] = []
+
+    def start(self, name: str, *arguments: str) -> Child:
+        """Run `python -m <arguments>` under a name that log and messages use."""
+        child = Child(
+            name,
+            arguments,
+            env=self._env,
+            folder=self._folder,
+            logs=self._logs,
+            on_error=self._on_error,
+        )
+        self._started.append(child)
+        return child
+
+    def check(self) -> None:
+        """ChildError when one of them has ended."""
+        for child in self._started:
+            child.check()
+
+    def watch(self) -> None:
+        """Wait until one of them ends; ChildError says which."""
+        while True:
+            self.check()
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Stop the last started first. Whoever is not gone in time is killed."""
+        for child in reversed(self._started):
+            child.stop(deadline=time.monotonic() + GRACE_SECONDS)
+
+    def kill(self) -> None:
+        for child in self._started:
+            child.kill()

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from django.conf import settings
+from django.core.management import BaseCommand, CommandError, CommandParser
+
+from gateway.listening import check_address
+from gateway.server import serve
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def add_server_arguments(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="Default: 127.0.0.1, this machine only."
+    )
+    parser.add_argument("--port", type=int, default=8000, help="Default: 8000; 0 takes a free one.")
+    parser.add_argument("--workers", type=positive, default=1, help="Server processes. Default: 1.")
+
+
+class Command(BaseCommand):
+    help = "Serve the gateway: MCP, REST API and admin. SIGTERM and Ctrl-C stop it gracefully."
+    requires_system_checks = []  # the workers load the application; this process only watches
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add_server_arguments(parser)
+
+    def handle(self, *, host: str, port: int, workers: int, **_options: Any) -> None:
+        if not (settings.DEBUG or settings.SECRETS_ARE_OWN):
+            raise CommandError(
+                "Set SECRET_KEY and ENCRYPTION_KEYS: in production the gateway does not run on "
+                "secrets that it made itself."
+            )
+        serve(host=host, port=check_address(host, port), workers=workers)

@@ -1,0 +1,42 @@
+"""The server process: granian, one or more workers, each with the application of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from django.conf import settings
+from granian import Granian
+from granian.constants import Interfaces
+from granian.log import LogLevels
+
+from gateway.lifeline import die_with
+
+__all__ = ["serve"]
+
+STOP_SECONDS = 10  # for requests in flight, a stream for instance; then a worker is killed
+
+
+def serve(*, host: str, port: int, workers: int) -> None:
+    """Serve until SIGTERM or SIGINT. Opens no database connection here: the workers fork."""
+    Granian(
+        "gateway.asgi:application",
+        address=host,
+        port=port,
+        workers=workers,
+        interface=Interfaces.ASGI,
+        respawn_failed_workers=True,
+        workers_kill_timeout=STOP_SECONDS,
+        # Django's threads do the work of the control plane; websockets are not spoken here.
+        websockets=False,
+        log_level=LogLevels.info,
+        log_dictconfig=settings.LOGGING,
+    ).serve(target_loader=_load, wrap_loader=False)
+
+
+def _load() -> Any:
+    """In the worker: end with the server's process, then load the application."""
+    die_with(os.getppid())
+    from gateway.asgi import application
+
+    return application

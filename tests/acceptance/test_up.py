@@ -1,0 +1,228 @@
+"""`up` from outside: a real process in an empty `.local`, ended in every way there is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from registry.db.embedded import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_SECONDS = 60
+STOP_SECONDS = 30
+pytestmark = [
+    pytest.mark.xdist_group("up"),
+    pytest.mark.skipif(sys.platform != "linux", reason="follows processes through /proc"),
+]
+
+
+class Up:
+    """One run of `up --json` and every process that belongs to it."""
+
+    def __init__(self, local: Path, *arguments: str) -> None:
+        self.local = local
+        self.process = subprocess.Popen(
+            [sys.executable, "manage.py", "up", "--json", *arguments],
+            cwd=ROOT,
+            env=environment(local),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ready(self) -> dict[str, Any]:
+        started = time.monotonic()
+        line = self.process.stdout.readline()
+        assert line, self.process.stderr.read()
+        assert time.monotonic() - started < READY_SECONDS
+        return json.loads(line)
+
+    def family(self) -> set[int]:
+        """It, its descendants, and the database server, which is a process of its own."""
+        found = {self.process.pid}
+        while fresh := {pid for parent in found for pid in children_of(parent)} - found:
+            found |= fresh
+        server = Cluster(self.local)._postmaster()
+        assert server
+        return found | {server, *children_of(server)}
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        self.process.communicate(timeout=STOP_SECONDS)
+        return self.process.returncode
+
+
+def environment(local: Path) -> dict[str, str]:
+    unwanted = {"DATABASE_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "DEBUG"}
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    return kept | {"GATEWAY_LOCAL_DIR": str(local)}
+
+
+def children_of(pid: int) -> set[int]:
+    with suppress(OSError):
+        tasks = Path(f"/proc/{pid}/task").glob("*/children")
+        return {int(child) for task in tasks for child in task.read_text().split()}
+    return set()
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if state(pid) not in {"", "Z"}}
+
+
+def state(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
+
+
+def wait_until_gone(pids: set[int]) -> None:
+    deadline = time.monotonic() + STOP_SECONDS
+    while alive(pids):
+        assert time.monotonic() < deadline, alive(pids)
+        time.sleep(0.1)
+
+
+def sockets(local: Path) -> list[Path]:
+    folders = (local, Cluster(local)._socket_folder)
+    return [path for folder in folders for path in folder.rglob("*") if path.is_socket()]
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Path]:
+    for above in (tmp_path, tmp_path.parent):
+        above.chmod(0o711)
+    yield tmp_path / ".local"
+    Cluster(tmp_path / ".local").remove()
+
+
+@pytest.fixture
+def up(local: Path) -> Iterator[Callable[..., Up]]:
+    """Starts runs in one folder; whatever is left of them at the end is killed."""
+    runs: list[Up] = []
+
+    def start(*arguments: str) -> Up:
+        runs.append(Up(local, *arguments))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.communicate()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+async def call_add(url: str, key: str) -> str:
+    async with (
+        httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as http,
+        Client(streamable_http_client(url, http_client=http)) as client,
+    ):
+        result = await client.call_tool("add", {"a": 2, "b": 3})
+    return result.content[0].text
+
+
+def test_up_serves_stops_and_finds_its_data_again(
+    up: Callable[..., Up], local: Path, free_port: int
+) -> None:
+    first = up("--port", str(free_port))
+    found = first.ready()
+    assert set(found) == {"url", "mcp_url", "server", "api_key", "database_url", "admin"}
+    assert found["url"] == f"http://127.0.0.1:{free_port}"
+    assert asyncio.run(call_add(found["mcp_url"], found["api_key"])) == "5"
+    with urllib.request.urlopen(f"{found['url']}/admin/login/") as page:  # noqa: S310  (ours)
+        assert page.status == 200
+    with psycopg.connect(found["database_url"]) as connection:
+        tools = connection.execute("SELECT count(*) FROM server_tools WHERE name = 'add'")
+        assert tools.fetchone() == (1,)
+
+    for secret in ("development-key", "admin-password", "up.lock"):
+        assert mode(local / secret) == 0o600
+    assert mode(local / "secrets") == mode(local / "logs") == 0o700
+
+    second = up("--port", "0")
+    _, said = second.process.communicate(timeout=30)
+    assert second.process.returncode == 1
+    assert f"process {first.process.pid}, {found['url']}" in said
+    assert "Traceback" not in said
+
+    family = first.family()
+    assert len(family) > 6
+    assert first.stop() == 0
+    wait_until_gone(family)
+    assert sockets(local) == []
+
+    again = up("--port", str(free_port)).ready()
+    assert again == found
+
+
+def test_up_recovers_after_kill_9_of_everything(up: Callable[..., Up], local: Path) -> None:
+    first = up("--port", "0", "--no-seed")
+    found = first.ready()
+    family = first.family()
+    for pid in family:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    first.process.communicate()
+    wait_until_gone(family)
+    assert sockets(local) != []
+
+    again = up("--port", "0", "--no-seed").ready()
+    assert again["api_key"] == found["api_key"]
+    assert again["admin"] == found["admin"]
+
+
+def test_children_do_not_outlive_up(up: Callable[..., Up]) -> None:
+    run = up("--port", "0", "--no-seed")
+    run.ready()
+    family = run.family()
+    run.process.kill()
+    run.process.communicate()
+    wait_until_gone(family)
+
+
+def test_a_child_that_breaks_ends_all_and_is_named(up: Callable[..., Up]) -> None:
+    run = up("--port", "0", "--no-seed")
+    run.ready()
+    family = run.family()
+    [worker] = [pid for pid in children_of(run.process.pid) if "worker" in arguments_of(pid)]
+    os.kill(worker, signal.SIGKILL)
+    _, said = run.process.communicate(timeout=STOP_SECONDS)
+    assert run.process.returncode == 1
+    assert "The worker was ended by signal 9" in said
+    wait_until_gone(family)
+
+
+def arguments_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
+def test_a_taken_port_is_told_before_anything_is_made(
+    up: Callable[..., Up], local: Path, free_port: int
+) -> None:
+    with socket.create_server(("127.0.0.1", free_port)):
+        run = up("--port", str(free_port))
+        _, said = run.process.communicate(timeout=30)
+    assert run.process.returncode == 1
+    assert f"Cannot listen on 127.0.0.1:{free_port}: the port is taken" in said
+    assert not (local / "postgres").exists()

@@ -1,0 +1,106 @@
+"""Child processes: their log, their end, and that none survives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gateway.children import ChildError, Children
+
+MODULE = "import sys, time\nprint('hello')\n"
+
+
+class Family:
+    """Children whose modules are written by the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.errors: list[str] = []
+        self.children = Children(
+            env=dict(os.environ),
+            folder=folder,
+            logs=folder / "logs",
+            on_error=self.errors.append,
+        )
+
+    def start(self, name: str, code: str):
+        (self.folder / f"mod_{name}.py").write_text(MODULE + code)
+        child = self.children.start(name, f"mod_{name}")
+        assert child.first_line.result(timeout=10) == "hello"
+        return child
+
+
+@pytest.fixture
+def family(tmp_path: Path):
+    made = Family(tmp_path)
+    yield made
+    made.children.kill()
+
+
+def test_output_goes_to_the_log_and_errors_are_told(family: Family) -> None:
+    code = "print('fine'); print('[ERROR] broken', file=sys.stderr); print('errors: 0')"
+    child = family.start("talker", code)
+    child.process.wait(timeout=10)
+    with pytest.raises(ChildError):
+        family.children.check()  # also waits until all is read
+    assert child.log.read_text() == "hello\nfine\n[ERROR] broken\nerrors: 0\n"
+    assert family.errors == ["talker: [ERROR] broken"]
+
+
+def test_who_ended_is_named_with_its_last_words(family: Family) -> None:
+    family.start("sleeper", "time.sleep(60)")
+    family.start("breaker", "sys.exit('no disk')")
+    with pytest.raises(ChildError, match=r"(?s)The breaker ended with status 1\..*no disk"):
+        family.children.watch()
+
+
+def test_they_stop_last_started_first(family: Family) -> None:
+    note = (
+        "import signal\n"
+        "def end(*_):\n"
+        "    open('order', 'a').write('{}'); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "print('ready'); time.sleep(60)"
+    )
+    for name in "abc":
+        child = family.start(name, note.format(name))
+        while "ready" not in child.log.read_text():
+            time.sleep(0.01)
+    family.children.stop()
+    assert (family.folder / "order").read_text() == "cba"
+
+
+def test_who_does_not_listen_is_killed_at_the_deadline(family: Family) -> None:
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf')\n"
+    child = family.start("deaf", code + "time.sleep(60)")
+    while "deaf" not in child.log.read_text():
+        time.sleep(0.01)
+    child.stop(deadline=time.monotonic() + 0.3)
+    assert child.process.returncode == -signal.SIGKILL
+
+
+def test_a_child_ends_when_its_parent_is_killed() -> None:
+    child = (
+        "import time; from gateway.lifeline import die_with_named_parent\n"
+        "die_with_named_parent(); print('up', flush=True); time.sleep(60)"
+    )
+    parent = (
+        "import os, subprocess, sys, time\n"
+        "env = {**os.environ, 'GATEWAY_PARENT_PID': str(os.getpid())}\n"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], env=env); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert killed.stdout.readline() == "up\n"
+        killed.kill()
+        started = time.monotonic()
+        # The child holds the pipe's other end: it closes when the child has ended.
+        assert killed.stdout.read() == ""
+        assert time.monotonic() - started < 10

@@ -1,0 +1,99 @@
+"""`serve`, from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from cryptography.fernet import Fernet
+from django.db import connection
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def serve(*arguments: str, **changed: str) -> subprocess.Popen[str]:
+    unwanted = {"SECRET_KEY", "ENCRYPTION_KEYS", "DEBUG"}
+    env = {name: value for name, value in os.environ.items() if name not in unwanted}
+    return subprocess.Popen(
+        [sys.executable, "manage.py", "serve", *arguments],
+        cwd=ROOT,
+        env=env | changed,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def own_secrets() -> dict[str, str]:
+    return {"SECRET_KEY": "k" * 50, "ENCRYPTION_KEYS": Fernet.generate_key().decode()}
+
+
+@pytest.mark.parametrize("given", [[], ["SECRET_KEY"], ["ENCRYPTION_KEYS"]])
+def test_refuses_secrets_that_were_made_for_development(given: list[str]) -> None:
+    secrets = own_secrets()
+    with serve(**{name: secrets[name] for name in given}) as process:
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "Set SECRET_KEY and ENCRYPTION_KEYS" in said
+
+
+def test_a_taken_port_is_one_sentence(free_port: int) -> None:
+    with (
+        socket.create_server(("127.0.0.1", free_port)),
+        serve("--port", str(free_port), **own_secrets()) as process,
+    ):
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "the port is taken" in said
+    assert "Traceback" not in said
+
+
+def test_wrong_workers_are_wrong_usage() -> None:
+    with serve("--workers", "0") as process:
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "whole number above 0" in said
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serves_and_stops_when_asked(free_port: int, number: int) -> None:
+    url = f"http://127.0.0.1:{free_port}/health/live"
+    with serve(
+        "--port", str(free_port), **own_secrets(), DATABASE_URL=url_of_test_database()
+    ) as process:
+        try:
+            deadline = time.monotonic() + 40
+            while not answers(url):
+                assert process.poll() is None, process.stdout.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(number)
+            said, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert not answers(url)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  (ours)
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def url_of_test_database() -> str:
+    """The server of DATABASE_URL with the name of the database that this test runs in."""
+    parts = urlsplit(os.environ["DATABASE_URL"])
+    return parts._replace(path=f"/{connection.settings_dict['NAME']}").geturl()
