@@ -20,6 +20,7 @@ __all__ = [
     "database",
     "fernet_keys",
     "load_env_file",
+    "log_format",
     "log_level",
     "networks",
     "origins",
@@ -73,6 +74,13 @@ def log_level(raw: str) -> str:
     if raw.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         raise ValueError(f"'{raw}' is no level; write DEBUG, INFO, WARNING or ERROR.")
     return raw.upper()
+
+
+def log_format(raw: str) -> str:
+    """text or json."""
+    if raw not in {"text", "json"}:
+        raise ValueError(f"'{raw}' is no format; write text or json.")
+    return raw
 
 
 def words(raw: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The program's own log: one line an event, for people on a terminal and as JSON elsewhere."""
+"""The program's own log on standard error: one line an event, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import structlog
 __all__ = ["logging_config"]
 
 
-def logging_config(*, level: str) -> dict[str, Any]:
-    """Django's LOGGING: every logger's records through structlog to standard error."""
+def logging_config(*, level: str, style: str) -> dict[str, Any]:
+    """Django's LOGGING: every logger's records through structlog; `style` is "text" or "json"."""
     shared = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -28,7 +28,7 @@ def logging_config(*, level: str) -> dict[str, Any]:
                 "foreign_pre_chain": shared,
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    *_rendering(),
+                    *_rendering(style),
                 ],
             },
         },
@@ -45,7 +45,14 @@ def logging_config(*, level: str) -> dict[str, Any]:
     }
 
 
-def _rendering() -> list[Any]:
-    if sys.stderr.isatty():
-        return [structlog.dev.ConsoleRenderer()]
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+def _rendering(style: str) -> list[Any]:
+    if style == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            pad_event_to=0,
+            # Not the default one, which shows local variables, and so keys.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+    ]

@@ -29,17 +29,23 @@ class CircuitBreaker(UUIDModel, TimestampedModel):
     breaker's one probe is on its way, and until when its caller is believed to be alive.
     """
 
-    server = models.ForeignKey(
-        MCPServer, models.CASCADE, related_name="breakers", db_index=False
-    )
-    service_name = models.CharField(max_length=255, blank=True, db_default="")  # empty: the whole server
+    server = models.ForeignKey(MCPServer, models.CASCADE, related_name="breakers", db_index=False)
+    # Empty: the whole server.
+    service_name = models.CharField(max_length=255, blank=True, db_default="")
     state = models.CharField(
-        max_length=9, choices=BreakerState, default=BreakerState.CLOSED, db_default=BreakerState.CLOSED
+        max_length=9,
+        choices=BreakerState,
+        default=BreakerState.CLOSED,
+        db_default=BreakerState.CLOSED,
     )
     failure_count = models.PositiveIntegerField(default=0, db_default=0)
     success_count = models.PositiveIntegerField(default=0, db_default=0)
-    failure_threshold = models.PositiveIntegerField(default=5, db_default=5, validators=[MinValueValidator(1)])
-    success_threshold = models.PositiveIntegerField(default=2, db_default=2, validators=[MinValueValidator(1)])
+    failure_threshold = models.PositiveIntegerField(
+        default=5, db_default=5, validators=[MinValueValidator(1)]
+    )
+    success_threshold = models.PositiveIntegerField(
+        default=2, db_default=2, validators=[MinValueValidator(1)]
+    )
     timeout_ms = models.PositiveIntegerField(
         default=60_000, db_default=60_000, help_text="From open to half-open, in milliseconds."
     )
@@ -77,10 +83,14 @@ class ConnectionPool(UUIDModel, TimestampedModel):
     transport_type = models.CharField(
         max_length=9, choices=Transport, default=Transport.HTTP, db_default=Transport.HTTP
     )
-    max_size = models.PositiveIntegerField(default=100, db_default=100, validators=[MinValueValidator(1)])
+    max_size = models.PositiveIntegerField(
+        default=100, db_default=100, validators=[MinValueValidator(1)]
+    )
     min_size = models.PositiveIntegerField(default=0, db_default=0)
     timeout_ms = models.PositiveIntegerField(
-        default=30_000, db_default=30_000, help_text="To connect to the server, and to wait for a free connection."
+        default=30_000,
+        db_default=30_000,
+        help_text="To connect to the server, and to wait for a free connection.",
     )
     idle_timeout_ms = models.PositiveIntegerField(
         default=300_000, db_default=300_000, help_text="After this an idle connection is closed."
@@ -101,9 +111,7 @@ class ConnectionPool(UUIDModel, TimestampedModel):
             models.UniqueConstraint(
                 fields=["server", "pool_name"], name="uq_connection_pools_server_pool"
             ),
-            choices_constraint(
-                table="connection_pools", field="transport_type", choices=Transport
-            ),
+            choices_constraint(table="connection_pools", field="transport_type", choices=Transport),
             models.CheckConstraint(
                 name="ck_connection_pools_max_size",
                 condition=Q(max_size__gt=0, max_size__gte=models.F("min_size")),
@@ -121,7 +129,9 @@ class RequestQueue(UUIDModel, TimestampedModel):
     queue_name = models.CharField(max_length=255, blank=True, db_default="")
     max_size = models.PositiveIntegerField(default=1000, db_default=1000)
     processing_timeout_ms = models.PositiveIntegerField(
-        default=60_000, db_default=60_000, help_text="The longest silence of a server before a call is given up."
+        default=60_000,
+        db_default=60_000,
+        help_text="The longest silence of a server before a call is given up.",
     )
     priority_levels = models.PositiveSmallIntegerField(
         default=3, db_default=3, validators=[MinValueValidator(1)]

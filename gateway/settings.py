@@ -13,7 +13,10 @@ env.load_env_file(BASE_DIR / ".env")
 LOCAL_DIR = env.read("GATEWAY_LOCAL_DIR", Path, BASE_DIR / ".local").resolve()
 
 DEBUG = env.read("DEBUG", env.truth, default=False)
-LOGGING = logging_config(level=env.read("LOG_LEVEL", env.log_level, "INFO"))
+LOGGING = logging_config(
+    level=env.read("LOG_LEVEL", env.log_level, "INFO"),
+    style=env.read("LOG_FORMAT", env.log_format, "text"),
+)
 _secrets = LOCAL_DIR / "secrets"
 SECRET_KEY, _own_key = env.secret("SECRET_KEY", folder=_secrets)
 _keys, _own_keys = env.secret("ENCRYPTION_KEYS", folder=_secrets)

@@ -16,11 +16,16 @@ __all__ = [
     "AuditLog",
     "ComparisonOperator",
     "DataRetentionPolicy",
+    "DatabaseSizeSnapshot",
+    "DeclaredIndex",
     "MaterializedView",
+    "OptimizeOutcome",
+    "OptimizeRun",
     "PerformanceAlert",
     "RefreshStrategy",
     "RequestLog",
     "Severity",
+    "StatementSnapshot",
 ]
 
 
@@ -239,3 +244,101 @@ class MaterializedView(UUIDModel, TimestampedModel):
 
     def __str__(self) -> str:
         return self.name
+
+
+class DatabaseSizeSnapshot(UUIDModel, TimestampedModel):
+    """What one table weighed on one day; partitions are summed into their parent."""
+
+    taken_on = models.DateField(help_text="The day, in UTC.")
+    table_name = models.CharField(max_length=63)
+    total_size = models.PositiveBigIntegerField(help_text="Bytes, with indexes and TOAST.")
+    row_estimate = models.PositiveBigIntegerField()
+
+    class Meta:
+        db_table = "database_size_snapshots"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["table_name", "taken_on"], name="uq_database_size_snapshots_table_day"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.table_name} on {self.taken_on}"
+
+
+class StatementSnapshot(UUIDModel, TimestampedModel):
+    """One statement of pg_stat_statements when it was last read, and what it did since before.
+
+    The cumulative figures are kept only to subtract them from the next ones; the window is what
+    alerts rest on, because one slow call of last year is no news.
+    """
+
+    query_id = models.BigIntegerField()
+    query = models.TextField(help_text="Normalised by PostgreSQL: constants are $1, $2, …")
+    calls = models.PositiveBigIntegerField(help_text="Since the statistics were reset.")
+    total_ms = models.FloatField(help_text="Since the statistics were reset.")
+    window_calls = models.PositiveBigIntegerField(
+        null=True, help_text="Between the last two readings; empty after the first one."
+    )
+    window_mean_ms = models.FloatField(null=True, help_text="Empty: not called in the window.")
+    taken_at = models.DateTimeField(default=now)
+
+    class Meta:
+        db_table = "statement_snapshots"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["query_id"], name="uq_statement_snapshots_query_id"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.query[:80]
+
+
+class DeclaredIndex(UUIDModel, TimestampedModel):
+    """An index that the code declares, as `optimize_db` last saw it."""
+
+    index_name = models.CharField(max_length=63)
+    table_name = models.CharField(max_length=63)
+    definition = models.TextField()
+
+    class Meta:
+        db_table = "declared_indexes"
+        verbose_name_plural = "declared indexes"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["index_name"], name="uq_declared_indexes_index_name"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.index_name
+
+
+class OptimizeOutcome(models.TextChoices):
+    RUNNING = "running", "Running or cut off"
+    DONE = "done", "Done"
+    FAILED = "failed", "Failed"
+
+
+class OptimizeRun(UUIDModel, TimestampedModel):
+    """One run of `optimize_db`: every statement that took effect, with what undoes it."""
+
+    started_at = models.DateTimeField(default=now)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    outcome = models.CharField(
+        max_length=7, choices=OptimizeOutcome, default=OptimizeOutcome.RUNNING
+    )
+    error = models.TextField(blank=True)
+    # [{"object", "sql", "seconds", "inverse": step | null}], in the order of execution.
+    statements = models.JSONField(default=list)
+    rolled_back_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        db_table = "optimize_runs"
+        constraints = [
+            choices_constraint(table="optimize_runs", field="outcome", choices=OptimizeOutcome),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.started_at:%Y-%m-%d %H:%M:%S} {self.outcome}"

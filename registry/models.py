@@ -63,9 +63,7 @@ class Tenant(UUIDModel, TimestampedModel):
     name = models.CharField(max_length=255)
     slug = models.CharField(max_length=63, validators=[slug_validator])
     description = models.TextField(blank=True)
-    status = models.CharField(
-        max_length=9, choices=TenantStatus, default=TenantStatus.ACTIVE
-    )
+    status = models.CharField(max_length=9, choices=TenantStatus, default=TenantStatus.ACTIVE)
     # "default_access": "allow" (own and shared servers; the default) or "deny".
     # "runs_gateway": true for the operators' tenant, whose API callers also see what concerns the
     # whole gateway (database, retention, views); never other tenants' rows.
@@ -95,9 +93,7 @@ class MCPServer(UUIDModel, TimestampedModel):
     version = models.CharField(max_length=255, blank=True)
     # A URL, or for stdio a command line.
     endpoint_url = models.CharField(max_length=2048)
-    transport_type = models.CharField(
-        max_length=9, choices=Transport, default=Transport.HTTP
-    )
+    transport_type = models.CharField(max_length=9, choices=Transport, default=Transport.HTTP)
     capabilities = models.JSONField(default=dict, blank=True)
     tags = ArrayField(models.CharField(max_length=63), default=list, blank=True)
     protocol_versions = ArrayField(models.CharField(max_length=32), default=list, blank=True)
@@ -185,9 +181,7 @@ class ServerTool(UUIDModel, TimestampedModel):
     class Meta:
         db_table = "server_tools"
         constraints = [
-            models.UniqueConstraint(
-                fields=["server", "name"], name="uq_server_tools_server_name"
-            ),
+            models.UniqueConstraint(fields=["server", "name"], name="uq_server_tools_server_name"),
         ]
         indexes = [
             NamedIndex(fields=["name", "server"], name="idx_server_tools_name_server"),
@@ -210,9 +204,7 @@ class ServerTool(UUIDModel, TimestampedModel):
 class ServerResource(UUIDModel, TimestampedModel):
     """A resource or resource template that a server lists."""
 
-    server = models.ForeignKey(
-        MCPServer, models.CASCADE, related_name="resources", db_index=False
-    )
+    server = models.ForeignKey(MCPServer, models.CASCADE, related_name="resources", db_index=False)
     uri_template = models.CharField(max_length=2048)
     name = models.CharField(max_length=255)
     description = models.TextField(blank=True)

@@ -31,9 +31,7 @@ class ParsedKey:
 
 
 def generate_key() -> ParsedKey:
-    return ParsedKey(
-        prefix=secrets.token_hex(PREFIX_BYTES), secret=secrets.token_hex(SECRET_BYTES)
-    )
+    return ParsedKey(prefix=secrets.token_hex(PREFIX_BYTES), secret=secrets.token_hex(SECRET_BYTES))
 
 
 def parse_key(text: str) -> ParsedKey | None:

@@ -152,9 +152,7 @@ SELECT k.id, ''::bytea AS key_hash, ''::bytea AS salt,
 )
 
 
-async def find_key(
-    connection: AsyncConnection[Any], *, prefix: str, slug: str
-) -> FoundKey | None:
+async def find_key(connection: AsyncConnection[Any], *, prefix: str, slug: str) -> FoundKey | None:
     """The enhanced key of a prefix, with the server of a slug as its tenant sees it."""
     async with connection.cursor(row_factory=class_row(FoundKey)) as cursor:
         await cursor.execute(_BY_PREFIX, {"prefix": prefix, "slug": slug})

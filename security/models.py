@@ -44,7 +44,9 @@ class User(UUIDModel, AbstractUser, TimestampedModel):
     last_name = None  # type: ignore[assignment]
     # Unique by constraint: `unique=True` on text makes a second, unused LIKE index.
     username = models.CharField(
-        max_length=150, validators=[AbstractUser.username_validator], error_messages={
+        max_length=150,
+        validators=[AbstractUser.username_validator],
+        error_messages={
             "unique": "A user with that name exists already.",
         },
     )
@@ -104,9 +106,7 @@ class Session(UUIDModel, TimestampedModel):
             models.UniqueConstraint(fields=["session_token"], name="uq_sessions_session_token"),
         ]
         indexes = [
-            NamedIndex(
-                fields=["user", "is_active", "expires_at"], name="idx_sessions_user_active"
-            ),
+            NamedIndex(fields=["user", "is_active", "expires_at"], name="idx_sessions_user_active"),
             NamedIndex(
                 fields=["-last_activity"],
                 name="idx_sessions_activity_time",
@@ -128,9 +128,7 @@ class APIKeyScope(models.TextChoices):
 
 
 def _scopes() -> "ArrayField[list[str], list[str]]":
-    return ArrayField(
-        models.CharField(max_length=8, choices=APIKeyScope), default=list, blank=True
-    )
+    return ArrayField(models.CharField(max_length=8, choices=APIKeyScope), default=list, blank=True)
 
 
 class APIKey(UUIDModel, TimestampedModel):
@@ -174,9 +172,7 @@ class EnhancedAPIKey(UUIDModel, TimestampedModel):
     key_hash = models.BinaryField(max_length=32)
     key_prefix = models.CharField(max_length=16)
     salt = models.BinaryField(max_length=32)
-    user = models.ForeignKey(
-        User, models.CASCADE, null=True, blank=True, related_name="api_keys"
-    )
+    user = models.ForeignKey(User, models.CASCADE, null=True, blank=True, related_name="api_keys")
     # Null: an operator's key, which sees every tenant's API and calls only shared servers.
     tenant = models.ForeignKey(
         Tenant, models.CASCADE, null=True, blank=True, related_name="api_keys"
@@ -217,9 +213,7 @@ class EnhancedAPIKey(UUIDModel, TimestampedModel):
         verbose_name = "API key"
         constraints = [
             models.UniqueConstraint(fields=["key_hash"], name="uq_enhanced_api_keys_key_hash"),
-            models.UniqueConstraint(
-                fields=["key_prefix"], name="uq_enhanced_api_keys_key_prefix"
-            ),
+            models.UniqueConstraint(fields=["key_prefix"], name="uq_enhanced_api_keys_key_prefix"),
             models.CheckConstraint(
                 name="ck_enhanced_api_keys_scopes",
                 condition=Q(scopes__contained_by=APIKeyScope.values),

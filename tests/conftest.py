@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from django.db import connection
 
 
 @pytest.fixture
@@ -14,6 +17,17 @@ def free_port() -> int:
     """A port of 127.0.0.1 that nothing listened on a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """As pytest-django's; at the end sessions that a server's threads left open are cut."""
+    yield
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
 
 
 _skipped: list[str] = []

@@ -4,99 +4,314 @@ import django.core.validators
 import django.db.models.deletion
 import django.db.models.functions.datetime
 import django.utils.timezone
-import registry.db.ids
 from django.db import migrations, models
+
+import registry.db.ids
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('registry', '0001_initial'),
+        ("registry", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='CircuitBreaker',
+            name="CircuitBreaker",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('service_name', models.CharField(blank=True, db_default='', max_length=255)),
-                ('state', models.CharField(choices=[('closed', 'Closed'), ('open', 'Open'), ('half_open', 'Half-open')], db_default='closed', default='closed', max_length=9)),
-                ('failure_count', models.PositiveIntegerField(db_default=0, default=0)),
-                ('success_count', models.PositiveIntegerField(db_default=0, default=0)),
-                ('failure_threshold', models.PositiveIntegerField(db_default=5, default=5, validators=[django.core.validators.MinValueValidator(1)])),
-                ('success_threshold', models.PositiveIntegerField(db_default=2, default=2, validators=[django.core.validators.MinValueValidator(1)])),
-                ('timeout_ms', models.PositiveIntegerField(db_default=60000, default=60000, help_text='From open to half-open, in milliseconds.')),
-                ('last_failure_time', models.DateTimeField(blank=True, null=True)),
-                ('last_success_time', models.DateTimeField(blank=True, null=True)),
-                ('last_state_change', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now)),
-                ('probe_until', models.DateTimeField(blank=True, editable=False, null=True)),
-                ('total_requests', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('total_failures', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('total_timeouts', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('server', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='breakers', to='registry.mcpserver')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("service_name", models.CharField(blank=True, db_default="", max_length=255)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("closed", "Closed"),
+                            ("open", "Open"),
+                            ("half_open", "Half-open"),
+                        ],
+                        db_default="closed",
+                        default="closed",
+                        max_length=9,
+                    ),
+                ),
+                ("failure_count", models.PositiveIntegerField(db_default=0, default=0)),
+                ("success_count", models.PositiveIntegerField(db_default=0, default=0)),
+                (
+                    "failure_threshold",
+                    models.PositiveIntegerField(
+                        db_default=5,
+                        default=5,
+                        validators=[django.core.validators.MinValueValidator(1)],
+                    ),
+                ),
+                (
+                    "success_threshold",
+                    models.PositiveIntegerField(
+                        db_default=2,
+                        default=2,
+                        validators=[django.core.validators.MinValueValidator(1)],
+                    ),
+                ),
+                (
+                    "timeout_ms",
+                    models.PositiveIntegerField(
+                        db_default=60000,
+                        default=60000,
+                        help_text="From open to half-open, in milliseconds.",
+                    ),
+                ),
+                ("last_failure_time", models.DateTimeField(blank=True, null=True)),
+                ("last_success_time", models.DateTimeField(blank=True, null=True)),
+                (
+                    "last_state_change",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                    ),
+                ),
+                ("probe_until", models.DateTimeField(blank=True, editable=False, null=True)),
+                ("total_requests", models.PositiveBigIntegerField(db_default=0, default=0)),
+                ("total_failures", models.PositiveBigIntegerField(db_default=0, default=0)),
+                ("total_timeouts", models.PositiveBigIntegerField(db_default=0, default=0)),
+                (
+                    "server",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="breakers",
+                        to="registry.mcpserver",
+                    ),
+                ),
             ],
             options={
-                'db_table': 'circuit_breakers',
-                'constraints': [models.UniqueConstraint(fields=('server', 'service_name'), name='uq_circuit_breakers_server_service'), models.CheckConstraint(condition=models.Q(('state__in', ['closed', 'open', 'half_open'])), name='ck_circuit_breakers_state'), models.CheckConstraint(condition=models.Q(('failure_threshold__gt', 0), ('success_threshold__gt', 0)), name='ck_circuit_breakers_thresholds')],
+                "db_table": "circuit_breakers",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("server", "service_name"), name="uq_circuit_breakers_server_service"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("state__in", ["closed", "open", "half_open"])),
+                        name="ck_circuit_breakers_state",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("failure_threshold__gt", 0), ("success_threshold__gt", 0)
+                        ),
+                        name="ck_circuit_breakers_thresholds",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='ConnectionPool',
+            name="ConnectionPool",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('pool_name', models.CharField(blank=True, db_default='', max_length=255)),
-                ('transport_type', models.CharField(choices=[('http', 'Streamable HTTP'), ('sse', 'HTTP with SSE (2024-11-05)'), ('stdio', 'stdio'), ('websocket', 'WebSocket')], db_default='http', default='http', max_length=9)),
-                ('max_size', models.PositiveIntegerField(db_default=100, default=100, validators=[django.core.validators.MinValueValidator(1)])),
-                ('min_size', models.PositiveIntegerField(db_default=0, default=0)),
-                ('timeout_ms', models.PositiveIntegerField(db_default=30000, default=30000, help_text='To connect to the server, and to wait for a free connection.')),
-                ('idle_timeout_ms', models.PositiveIntegerField(db_default=300000, default=300000, help_text='After this an idle connection is closed.')),
-                ('active_connections', models.PositiveIntegerField(db_default=0, default=0)),
-                ('idle_connections', models.PositiveIntegerField(db_default=0, default=0)),
-                ('pending_requests', models.PositiveIntegerField(db_default=0, default=0)),
-                ('is_healthy', models.BooleanField(db_default=True, default=True)),
-                ('last_health_check', models.DateTimeField(blank=True, null=True)),
-                ('total_connections_created', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('total_connections_closed', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('connection_errors', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('avg_connection_time_ms', models.FloatField(blank=True, null=True)),
-                ('server', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='pools', to='registry.mcpserver')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("pool_name", models.CharField(blank=True, db_default="", max_length=255)),
+                (
+                    "transport_type",
+                    models.CharField(
+                        choices=[
+                            ("http", "Streamable HTTP"),
+                            ("sse", "HTTP with SSE (2024-11-05)"),
+                            ("stdio", "stdio"),
+                            ("websocket", "WebSocket"),
+                        ],
+                        db_default="http",
+                        default="http",
+                        max_length=9,
+                    ),
+                ),
+                (
+                    "max_size",
+                    models.PositiveIntegerField(
+                        db_default=100,
+                        default=100,
+                        validators=[django.core.validators.MinValueValidator(1)],
+                    ),
+                ),
+                ("min_size", models.PositiveIntegerField(db_default=0, default=0)),
+                (
+                    "timeout_ms",
+                    models.PositiveIntegerField(
+                        db_default=30000,
+                        default=30000,
+                        help_text="To connect to the server, and to wait for a free connection.",
+                    ),
+                ),
+                (
+                    "idle_timeout_ms",
+                    models.PositiveIntegerField(
+                        db_default=300000,
+                        default=300000,
+                        help_text="After this an idle connection is closed.",
+                    ),
+                ),
+                ("active_connections", models.PositiveIntegerField(db_default=0, default=0)),
+                ("idle_connections", models.PositiveIntegerField(db_default=0, default=0)),
+                ("pending_requests", models.PositiveIntegerField(db_default=0, default=0)),
+                ("is_healthy", models.BooleanField(db_default=True, default=True)),
+                ("last_health_check", models.DateTimeField(blank=True, null=True)),
+                (
+                    "total_connections_created",
+                    models.PositiveBigIntegerField(db_default=0, default=0),
+                ),
+                (
+                    "total_connections_closed",
+                    models.PositiveBigIntegerField(db_default=0, default=0),
+                ),
+                ("connection_errors", models.PositiveBigIntegerField(db_default=0, default=0)),
+                ("avg_connection_time_ms", models.FloatField(blank=True, null=True)),
+                (
+                    "server",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="pools",
+                        to="registry.mcpserver",
+                    ),
+                ),
             ],
             options={
-                'db_table': 'connection_pools',
-                'constraints': [models.UniqueConstraint(fields=('server', 'pool_name'), name='uq_connection_pools_server_pool'), models.CheckConstraint(condition=models.Q(('transport_type__in', ['http', 'sse', 'stdio', 'websocket'])), name='ck_connection_pools_transport_type'), models.CheckConstraint(condition=models.Q(('max_size__gt', 0), ('max_size__gte', models.F('min_size'))), name='ck_connection_pools_max_size')],
+                "db_table": "connection_pools",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("server", "pool_name"), name="uq_connection_pools_server_pool"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("transport_type__in", ["http", "sse", "stdio", "websocket"])
+                        ),
+                        name="ck_connection_pools_transport_type",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("max_size__gt", 0), ("max_size__gte", models.F("min_size"))
+                        ),
+                        name="ck_connection_pools_max_size",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='RequestQueue',
+            name="RequestQueue",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('queue_name', models.CharField(blank=True, db_default='', max_length=255)),
-                ('max_size', models.PositiveIntegerField(db_default=1000, default=1000)),
-                ('processing_timeout_ms', models.PositiveIntegerField(db_default=60000, default=60000, help_text='The longest silence of a server before a call is given up.')),
-                ('priority_levels', models.PositiveSmallIntegerField(db_default=3, default=3, validators=[django.core.validators.MinValueValidator(1)])),
-                ('current_size', models.PositiveIntegerField(db_default=0, default=0)),
-                ('processing_count', models.PositiveIntegerField(db_default=0, default=0)),
-                ('is_accepting_requests', models.BooleanField(db_default=True, default=True)),
-                ('last_processed', models.DateTimeField(blank=True, null=True)),
-                ('total_enqueued', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('total_processed', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('total_timeouts', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('total_errors', models.PositiveBigIntegerField(db_default=0, default=0)),
-                ('avg_processing_time_ms', models.FloatField(blank=True, null=True)),
-                ('avg_wait_time_ms', models.FloatField(blank=True, null=True)),
-                ('server', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='queues', to='registry.mcpserver')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("queue_name", models.CharField(blank=True, db_default="", max_length=255)),
+                ("max_size", models.PositiveIntegerField(db_default=1000, default=1000)),
+                (
+                    "processing_timeout_ms",
+                    models.PositiveIntegerField(
+                        db_default=60000,
+                        default=60000,
+                        help_text="The longest silence of a server before a call is given up.",
+                    ),
+                ),
+                (
+                    "priority_levels",
+                    models.PositiveSmallIntegerField(
+                        db_default=3,
+                        default=3,
+                        validators=[django.core.validators.MinValueValidator(1)],
+                    ),
+                ),
+                ("current_size", models.PositiveIntegerField(db_default=0, default=0)),
+                ("processing_count", models.PositiveIntegerField(db_default=0, default=0)),
+                ("is_accepting_requests", models.BooleanField(db_default=True, default=True)),
+                ("last_processed", models.DateTimeField(blank=True, null=True)),
+                ("total_enqueued", models.PositiveBigIntegerField(db_default=0, default=0)),
+                ("total_processed", models.PositiveBigIntegerField(db_default=0, default=0)),
+                ("total_timeouts", models.PositiveBigIntegerField(db_default=0, default=0)),
+                ("total_errors", models.PositiveBigIntegerField(db_default=0, default=0)),
+                ("avg_processing_time_ms", models.FloatField(blank=True, null=True)),
+                ("avg_wait_time_ms", models.FloatField(blank=True, null=True)),
+                (
+                    "server",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="queues",
+                        to="registry.mcpserver",
+                    ),
+                ),
             ],
             options={
-                'db_table': 'request_queues',
-                'constraints': [models.UniqueConstraint(fields=('server', 'queue_name'), name='uq_request_queues_server_queue'), models.CheckConstraint(condition=models.Q(('priority_levels__gt', 0)), name='ck_request_queues_priority_levels')],
+                "db_table": "request_queues",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("server", "queue_name"), name="uq_request_queues_server_queue"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("priority_levels__gt", 0)),
+                        name="ck_request_queues_priority_levels",
+                    ),
+                ],
             },
         ),
     ]

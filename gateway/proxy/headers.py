@@ -52,4 +52,3 @@ def response_headers(outgoing: Iterable[tuple[str, str]]) -> list[tuple[str, str
         if lower in _TO_CLIENT or lower.startswith("mcp-"):
             passed.append((lower, value))
     return passed
-

@@ -5,10 +5,11 @@ import django.core.validators
 import django.db.models.deletion
 import django.db.models.functions.datetime
 import django.utils.timezone
-import registry.db.ids
-import registry.db.indexes
 from django.conf import settings
 from django.db import migrations, models
+
+import registry.db.ids
+import registry.db.indexes
 
 
 class Migration(migrations.Migration):

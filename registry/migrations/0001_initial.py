@@ -5,200 +5,558 @@ import django.core.validators
 import django.db.models.deletion
 import django.db.models.functions.datetime
 import django.utils.timezone
+from django.db import migrations, models
+
 import registry.db.encryption
 import registry.db.ids
 import registry.db.indexes
-from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
-    dependencies = [
-    ]
+    dependencies = []
 
     operations = [
         migrations.CreateModel(
-            name='Tenant',
+            name="Tenant",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('name', models.CharField(max_length=255)),
-                ('slug', models.CharField(max_length=63, validators=[django.core.validators.RegexValidator('^(?!.*__)[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?$', "Use lower-case letters, digits, '-' and single '_'; begin and end with a letter or digit.")])),
-                ('description', models.TextField(blank=True)),
-                ('status', models.CharField(choices=[('active', 'Active'), ('suspended', 'Suspended'), ('disabled', 'Disabled')], default='active', max_length=9)),
-                ('settings', models.JSONField(blank=True, default=dict)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("name", models.CharField(max_length=255)),
+                (
+                    "slug",
+                    models.CharField(
+                        max_length=63,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^(?!.*__)[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?$",
+                                "Use lower-case letters, digits, '-' and single '_'; begin and end with a letter or digit.",
+                            )
+                        ],
+                    ),
+                ),
+                ("description", models.TextField(blank=True)),
+                (
+                    "status",
+                    models.CharField(
+                        choices=[
+                            ("active", "Active"),
+                            ("suspended", "Suspended"),
+                            ("disabled", "Disabled"),
+                        ],
+                        default="active",
+                        max_length=9,
+                    ),
+                ),
+                ("settings", models.JSONField(blank=True, default=dict)),
             ],
             options={
-                'db_table': 'tenants',
-                'constraints': [models.UniqueConstraint(fields=('slug',), name='uq_tenants_slug'), models.CheckConstraint(condition=models.Q(('status__in', ['active', 'suspended', 'disabled'])), name='ck_tenants_status')],
+                "db_table": "tenants",
+                "constraints": [
+                    models.UniqueConstraint(fields=("slug",), name="uq_tenants_slug"),
+                    models.CheckConstraint(
+                        condition=models.Q(("status__in", ["active", "suspended", "disabled"])),
+                        name="ck_tenants_status",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='MCPServer',
+            name="MCPServer",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('name', models.CharField(max_length=255)),
-                ('slug', models.CharField(max_length=63, validators=[django.core.validators.RegexValidator('^(?!.*__)[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?$', "Use lower-case letters, digits, '-' and single '_'; begin and end with a letter or digit.")])),
-                ('description', models.TextField(blank=True)),
-                ('version', models.CharField(blank=True, max_length=255)),
-                ('endpoint_url', models.CharField(max_length=2048)),
-                ('transport_type', models.CharField(choices=[('http', 'Streamable HTTP'), ('sse', 'HTTP with SSE (2024-11-05)'), ('stdio', 'stdio'), ('websocket', 'WebSocket')], default='http', max_length=9)),
-                ('capabilities', models.JSONField(blank=True, default=dict)),
-                ('tags', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=63), blank=True, default=list, size=None)),
-                ('protocol_versions', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=32), blank=True, default=list, size=None)),
-                ('health_status', models.CharField(choices=[('healthy', 'Healthy'), ('degraded', 'Degraded'), ('unhealthy', 'Unhealthy'), ('unknown', 'Unknown'), ('maintenance', 'Maintenance')], default='unknown', max_length=11)),
-                ('last_health_check', models.DateTimeField(blank=True, null=True)),
-                ('health_metadata', models.JSONField(blank=True, default=dict)),
-                ('avg_response_time', models.FloatField(blank=True, help_text='Milliseconds.', null=True)),
-                ('success_rate', models.FloatField(blank=True, help_text='0 to 1.', null=True, validators=[django.core.validators.MinValueValidator(0), django.core.validators.MaxValueValidator(1)])),
-                ('active_connections', models.PositiveIntegerField(default=0)),
-                ('is_enabled', models.BooleanField(default=True)),
-                ('registry_name', models.CharField(blank=True, help_text='Reverse-DNS name in the official registry.', max_length=200)),
-                ('credentials', registry.db.encryption.EncryptedJSONField(blank=True, null=True)),
-                ('tenant', models.ForeignKey(blank=True, db_index=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='servers', to='registry.tenant')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("name", models.CharField(max_length=255)),
+                (
+                    "slug",
+                    models.CharField(
+                        max_length=63,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^(?!.*__)[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?$",
+                                "Use lower-case letters, digits, '-' and single '_'; begin and end with a letter or digit.",
+                            )
+                        ],
+                    ),
+                ),
+                ("description", models.TextField(blank=True)),
+                ("version", models.CharField(blank=True, max_length=255)),
+                ("endpoint_url", models.CharField(max_length=2048)),
+                (
+                    "transport_type",
+                    models.CharField(
+                        choices=[
+                            ("http", "Streamable HTTP"),
+                            ("sse", "HTTP with SSE (2024-11-05)"),
+                            ("stdio", "stdio"),
+                            ("websocket", "WebSocket"),
+                        ],
+                        default="http",
+                        max_length=9,
+                    ),
+                ),
+                ("capabilities", models.JSONField(blank=True, default=dict)),
+                (
+                    "tags",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=63),
+                        blank=True,
+                        default=list,
+                        size=None,
+                    ),
+                ),
+                (
+                    "protocol_versions",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=32),
+                        blank=True,
+                        default=list,
+                        size=None,
+                    ),
+                ),
+                (
+                    "health_status",
+                    models.CharField(
+                        choices=[
+                            ("healthy", "Healthy"),
+                            ("degraded", "Degraded"),
+                            ("unhealthy", "Unhealthy"),
+                            ("unknown", "Unknown"),
+                            ("maintenance", "Maintenance"),
+                        ],
+                        default="unknown",
+                        max_length=11,
+                    ),
+                ),
+                ("last_health_check", models.DateTimeField(blank=True, null=True)),
+                ("health_metadata", models.JSONField(blank=True, default=dict)),
+                (
+                    "avg_response_time",
+                    models.FloatField(blank=True, help_text="Milliseconds.", null=True),
+                ),
+                (
+                    "success_rate",
+                    models.FloatField(
+                        blank=True,
+                        help_text="0 to 1.",
+                        null=True,
+                        validators=[
+                            django.core.validators.MinValueValidator(0),
+                            django.core.validators.MaxValueValidator(1),
+                        ],
+                    ),
+                ),
+                ("active_connections", models.PositiveIntegerField(default=0)),
+                ("is_enabled", models.BooleanField(default=True)),
+                (
+                    "registry_name",
+                    models.CharField(
+                        blank=True,
+                        help_text="Reverse-DNS name in the official registry.",
+                        max_length=200,
+                    ),
+                ),
+                ("credentials", registry.db.encryption.EncryptedJSONField(blank=True, null=True)),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        blank=True,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="servers",
+                        to="registry.tenant",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'MCP server',
-                'db_table': 'mcp_servers',
+                "verbose_name": "MCP server",
+                "db_table": "mcp_servers",
             },
         ),
         migrations.CreateModel(
-            name='ServerMetric',
+            name="ServerMetric",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('timestamp', models.DateTimeField(default=django.utils.timezone.now)),
-                ('response_time_ms', models.FloatField(null=True)),
-                ('requests_per_second', models.FloatField(null=True)),
-                ('error_rate', models.FloatField(null=True)),
-                ('active_connections', models.PositiveIntegerField(null=True)),
-                ('connection_pool_size', models.PositiveIntegerField(null=True)),
-                ('custom_metrics', models.JSONField(default=dict)),
-                ('server', models.ForeignKey(db_constraint=False, db_index=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='registry.mcpserver')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("timestamp", models.DateTimeField(default=django.utils.timezone.now)),
+                ("response_time_ms", models.FloatField(null=True)),
+                ("requests_per_second", models.FloatField(null=True)),
+                ("error_rate", models.FloatField(null=True)),
+                ("active_connections", models.PositiveIntegerField(null=True)),
+                ("connection_pool_size", models.PositiveIntegerField(null=True)),
+                ("custom_metrics", models.JSONField(default=dict)),
+                (
+                    "server",
+                    models.ForeignKey(
+                        db_constraint=False,
+                        db_index=False,
+                        on_delete=django.db.models.deletion.DO_NOTHING,
+                        related_name="+",
+                        to="registry.mcpserver",
+                    ),
+                ),
             ],
             options={
-                'db_table': 'server_metrics',
-                'indexes': [registry.db.indexes.NamedIndex(fields=['server', '-timestamp'], name='idx_server_metrics_server_time')],
+                "db_table": "server_metrics",
+                "indexes": [
+                    registry.db.indexes.NamedIndex(
+                        fields=["server", "-timestamp"], name="idx_server_metrics_server_time"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='ServerPrompt',
+            name="ServerPrompt",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('name', models.CharField(max_length=255)),
-                ('description', models.TextField(blank=True)),
-                ('arguments', models.JSONField(blank=True, default=list)),
-                ('server', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='prompts', to='registry.mcpserver')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("name", models.CharField(max_length=255)),
+                ("description", models.TextField(blank=True)),
+                ("arguments", models.JSONField(blank=True, default=list)),
+                (
+                    "server",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="prompts",
+                        to="registry.mcpserver",
+                    ),
+                ),
             ],
             options={
-                'db_table': 'server_prompts',
-                'constraints': [models.UniqueConstraint(fields=('server', 'name'), name='uq_server_prompts_server_name')],
+                "db_table": "server_prompts",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("server", "name"), name="uq_server_prompts_server_name"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='ServerResource',
+            name="ServerResource",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('uri_template', models.CharField(max_length=2048)),
-                ('name', models.CharField(max_length=255)),
-                ('description', models.TextField(blank=True)),
-                ('mime_type', models.CharField(blank=True, max_length=255)),
-                ('total_accesses', models.PositiveBigIntegerField(default=0)),
-                ('avg_size_bytes', models.FloatField(blank=True, null=True)),
-                ('server', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='resources', to='registry.mcpserver')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("uri_template", models.CharField(max_length=2048)),
+                ("name", models.CharField(max_length=255)),
+                ("description", models.TextField(blank=True)),
+                ("mime_type", models.CharField(blank=True, max_length=255)),
+                ("total_accesses", models.PositiveBigIntegerField(default=0)),
+                ("avg_size_bytes", models.FloatField(blank=True, null=True)),
+                (
+                    "server",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="resources",
+                        to="registry.mcpserver",
+                    ),
+                ),
             ],
             options={
-                'db_table': 'server_resources',
-                'constraints': [models.UniqueConstraint(fields=('server', 'uri_template'), name='uq_server_resources_server_uri')],
+                "db_table": "server_resources",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("server", "uri_template"), name="uq_server_resources_server_uri"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='ServerTool',
+            name="ServerTool",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('name', models.CharField(max_length=255)),
-                ('title', models.CharField(blank=True, max_length=255)),
-                ('description', models.TextField(blank=True)),
-                ('input_schema', models.JSONField(blank=True, default=dict)),
-                ('output_schema', models.JSONField(blank=True, null=True)),
-                ('annotations', models.JSONField(blank=True, default=dict)),
-                ('tags', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=63), blank=True, default=list, size=None)),
-                ('total_calls', models.PositiveBigIntegerField(default=0)),
-                ('success_count', models.PositiveBigIntegerField(default=0)),
-                ('error_count', models.PositiveBigIntegerField(default=0)),
-                ('avg_execution_time', models.FloatField(blank=True, help_text='Milliseconds.', null=True)),
-                ('last_used_at', models.DateTimeField(blank=True, null=True)),
-                ('is_enabled', models.BooleanField(default=True)),
-                ('schema_hash', models.CharField(blank=True, max_length=64)),
-                ('server', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='tools', to='registry.mcpserver')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("name", models.CharField(max_length=255)),
+                ("title", models.CharField(blank=True, max_length=255)),
+                ("description", models.TextField(blank=True)),
+                ("input_schema", models.JSONField(blank=True, default=dict)),
+                ("output_schema", models.JSONField(blank=True, null=True)),
+                ("annotations", models.JSONField(blank=True, default=dict)),
+                (
+                    "tags",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=63),
+                        blank=True,
+                        default=list,
+                        size=None,
+                    ),
+                ),
+                ("total_calls", models.PositiveBigIntegerField(default=0)),
+                ("success_count", models.PositiveBigIntegerField(default=0)),
+                ("error_count", models.PositiveBigIntegerField(default=0)),
+                (
+                    "avg_execution_time",
+                    models.FloatField(blank=True, help_text="Milliseconds.", null=True),
+                ),
+                ("last_used_at", models.DateTimeField(blank=True, null=True)),
+                ("is_enabled", models.BooleanField(default=True)),
+                ("schema_hash", models.CharField(blank=True, max_length=64)),
+                (
+                    "server",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="tools",
+                        to="registry.mcpserver",
+                    ),
+                ),
             ],
             options={
-                'db_table': 'server_tools',
-                'indexes': [registry.db.indexes.NamedIndex(fields=['name', 'server'], name='idx_server_tools_name_server'), registry.db.indexes.NamedIndex(condition=models.Q(('total_calls__gt', 0)), fields=['total_calls', 'success_count'], name='idx_server_tools_usage_stats'), registry.db.indexes.NamedIndex(condition=models.Q(('total_calls__gt', 0)), fields=['name', 'success_count', 'avg_execution_time', 'server'], name='idx_tools_discovery_performance')],
-                'constraints': [models.UniqueConstraint(fields=('server', 'name'), name='uq_server_tools_server_name')],
+                "db_table": "server_tools",
+                "indexes": [
+                    registry.db.indexes.NamedIndex(
+                        fields=["name", "server"], name="idx_server_tools_name_server"
+                    ),
+                    registry.db.indexes.NamedIndex(
+                        condition=models.Q(("total_calls__gt", 0)),
+                        fields=["total_calls", "success_count"],
+                        name="idx_server_tools_usage_stats",
+                    ),
+                    registry.db.indexes.NamedIndex(
+                        condition=models.Q(("total_calls__gt", 0)),
+                        fields=["name", "success_count", "avg_execution_time", "server"],
+                        name="idx_tools_discovery_performance",
+                    ),
+                ],
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("server", "name"), name="uq_server_tools_server_name"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='SystemConfig',
+            name="SystemConfig",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('key', models.CharField(max_length=255)),
-                ('value', models.JSONField()),
-                ('description', models.TextField(blank=True)),
-                ('category', models.CharField(blank=True, max_length=63)),
-                ('is_sensitive', models.BooleanField(default=False)),
-                ('is_runtime_configurable', models.BooleanField(default=True)),
-                ('version', models.PositiveIntegerField(default=1)),
-                ('tenant', models.ForeignKey(blank=True, db_index=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='configs', to='registry.tenant')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("key", models.CharField(max_length=255)),
+                ("value", models.JSONField()),
+                ("description", models.TextField(blank=True)),
+                ("category", models.CharField(blank=True, max_length=63)),
+                ("is_sensitive", models.BooleanField(default=False)),
+                ("is_runtime_configurable", models.BooleanField(default=True)),
+                ("version", models.PositiveIntegerField(default=1)),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        blank=True,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="configs",
+                        to="registry.tenant",
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'system setting',
-                'db_table': 'system_configs',
-                'constraints': [models.UniqueConstraint(fields=('tenant', 'key'), name='uq_system_configs_tenant_key', nulls_distinct=False)],
+                "verbose_name": "system setting",
+                "db_table": "system_configs",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("tenant", "key"),
+                        name="uq_system_configs_tenant_key",
+                        nulls_distinct=False,
+                    )
+                ],
             },
         ),
         migrations.AddIndex(
-            model_name='mcpserver',
-            index=registry.db.indexes.NamedIndex(fields=['tenant', 'health_status'], name='idx_mcp_servers_tenant_status'),
+            model_name="mcpserver",
+            index=registry.db.indexes.NamedIndex(
+                fields=["tenant", "health_status"], name="idx_mcp_servers_tenant_status"
+            ),
         ),
         migrations.AddIndex(
-            model_name='mcpserver',
-            index=registry.db.indexes.NamedIndex(fields=['endpoint_url', 'transport_type'], name='idx_mcp_servers_endpoint_transport'),
+            model_name="mcpserver",
+            index=registry.db.indexes.NamedIndex(
+                fields=["endpoint_url", "transport_type"], name="idx_mcp_servers_endpoint_transport"
+            ),
         ),
         migrations.AddIndex(
-            model_name='mcpserver',
-            index=registry.db.indexes.NamedIndex(condition=models.Q(('last_health_check__isnull', False)), fields=['last_health_check'], name='idx_mcp_servers_health_check_time'),
+            model_name="mcpserver",
+            index=registry.db.indexes.NamedIndex(
+                condition=models.Q(("last_health_check__isnull", False)),
+                fields=["last_health_check"],
+                name="idx_mcp_servers_health_check_time",
+            ),
         ),
         migrations.AddIndex(
-            model_name='mcpserver',
-            index=registry.db.indexes.NamedIndex(condition=models.Q(('health_status__in', ('healthy', 'degraded'))), fields=['health_status', 'transport_type', 'avg_response_time'], name='idx_servers_discovery_composite'),
+            model_name="mcpserver",
+            index=registry.db.indexes.NamedIndex(
+                condition=models.Q(("health_status__in", ("healthy", "degraded"))),
+                fields=["health_status", "transport_type", "avg_response_time"],
+                name="idx_servers_discovery_composite",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='mcpserver',
-            constraint=models.UniqueConstraint(fields=('tenant', 'slug'), name='uq_mcp_servers_tenant_slug', nulls_distinct=False),
+            model_name="mcpserver",
+            constraint=models.UniqueConstraint(
+                fields=("tenant", "slug"), name="uq_mcp_servers_tenant_slug", nulls_distinct=False
+            ),
         ),
         migrations.AddConstraint(
-            model_name='mcpserver',
-            constraint=models.CheckConstraint(condition=models.Q(('transport_type__in', ['http', 'sse', 'stdio', 'websocket'])), name='ck_mcp_servers_transport_type'),
+            model_name="mcpserver",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("transport_type__in", ["http", "sse", "stdio", "websocket"])),
+                name="ck_mcp_servers_transport_type",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='mcpserver',
-            constraint=models.CheckConstraint(condition=models.Q(('health_status__in', ['healthy', 'degraded', 'unhealthy', 'unknown', 'maintenance'])), name='ck_mcp_servers_health_status'),
+            model_name="mcpserver",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    (
+                        "health_status__in",
+                        ["healthy", "degraded", "unhealthy", "unknown", "maintenance"],
+                    )
+                ),
+                name="ck_mcp_servers_health_status",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='mcpserver',
-            constraint=models.CheckConstraint(condition=models.Q(('success_rate', None), ('success_rate__range', (0, 1)), _connector='OR'), name='ck_mcp_servers_success_rate'),
+            model_name="mcpserver",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    ("success_rate", None), ("success_rate__range", (0, 1)), _connector="OR"
+                ),
+                name="ck_mcp_servers_success_rate",
+            ),
         ),
     ]

@@ -7,220 +7,684 @@ import django.db.models.deletion
 import django.db.models.functions.datetime
 import django.db.models.functions.text
 import django.utils.timezone
-import registry.db.ids
-import registry.db.indexes
-import security.validators
 from django.conf import settings
 from django.db import migrations, models
 
+import registry.db.ids
+import registry.db.indexes
+import security.validators
+
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('auth', '0012_alter_user_first_name_max_length'),
-        ('registry', '0001_initial'),
+        ("auth", "0012_alter_user_first_name_max_length"),
+        ("registry", "0001_initial"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='User',
+            name="User",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('password', models.CharField(max_length=128, verbose_name='password')),
-                ('last_login', models.DateTimeField(blank=True, null=True, verbose_name='last login')),
-                ('is_superuser', models.BooleanField(default=False, help_text='Designates that this user has all permissions without explicitly assigning them.', verbose_name='superuser status')),
-                ('is_staff', models.BooleanField(default=False, help_text='Designates whether the user can log into this admin site.', verbose_name='staff status')),
-                ('is_active', models.BooleanField(default=True, help_text='Designates whether this user should be treated as active. Unselect this instead of deleting accounts.', verbose_name='active')),
-                ('date_joined', models.DateTimeField(default=django.utils.timezone.now, verbose_name='date joined')),
-                ('username', models.CharField(error_messages={'unique': 'A user with that name exists already.'}, max_length=150, validators=[django.contrib.auth.validators.UnicodeUsernameValidator()])),
-                ('email', models.EmailField(blank=True, max_length=254)),
-                ('full_name', models.CharField(blank=True, max_length=255)),
-                ('role', models.CharField(choices=[('admin', 'Administrator'), ('user', 'User'), ('service', 'Service'), ('readonly', 'Read-only')], default='user', max_length=8)),
-                ('auth_provider', models.CharField(default='local', max_length=63)),
-                ('auth_provider_id', models.CharField(blank=True, max_length=255)),
-                ('groups', models.ManyToManyField(blank=True, help_text='The groups this user belongs to. A user will get all permissions granted to each of their groups.', related_name='user_set', related_query_name='user', to='auth.group', verbose_name='groups')),
-                ('tenant', models.ForeignKey(blank=True, db_index=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='users', to='registry.tenant')),
-                ('user_permissions', models.ManyToManyField(blank=True, help_text='Specific permissions for this user.', related_name='user_set', related_query_name='user', to='auth.permission', verbose_name='user permissions')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("password", models.CharField(max_length=128, verbose_name="password")),
+                (
+                    "last_login",
+                    models.DateTimeField(blank=True, null=True, verbose_name="last login"),
+                ),
+                (
+                    "is_superuser",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Designates that this user has all permissions without explicitly assigning them.",
+                        verbose_name="superuser status",
+                    ),
+                ),
+                (
+                    "is_staff",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Designates whether the user can log into this admin site.",
+                        verbose_name="staff status",
+                    ),
+                ),
+                (
+                    "is_active",
+                    models.BooleanField(
+                        default=True,
+                        help_text="Designates whether this user should be treated as active. Unselect this instead of deleting accounts.",
+                        verbose_name="active",
+                    ),
+                ),
+                (
+                    "date_joined",
+                    models.DateTimeField(
+                        default=django.utils.timezone.now, verbose_name="date joined"
+                    ),
+                ),
+                (
+                    "username",
+                    models.CharField(
+                        error_messages={"unique": "A user with that name exists already."},
+                        max_length=150,
+                        validators=[django.contrib.auth.validators.UnicodeUsernameValidator()],
+                    ),
+                ),
+                ("email", models.EmailField(blank=True, max_length=254)),
+                ("full_name", models.CharField(blank=True, max_length=255)),
+                (
+                    "role",
+                    models.CharField(
+                        choices=[
+                            ("admin", "Administrator"),
+                            ("user", "User"),
+                            ("service", "Service"),
+                            ("readonly", "Read-only"),
+                        ],
+                        default="user",
+                        max_length=8,
+                    ),
+                ),
+                ("auth_provider", models.CharField(default="local", max_length=63)),
+                ("auth_provider_id", models.CharField(blank=True, max_length=255)),
+                (
+                    "groups",
+                    models.ManyToManyField(
+                        blank=True,
+                        help_text="The groups this user belongs to. A user will get all permissions granted to each of their groups.",
+                        related_name="user_set",
+                        related_query_name="user",
+                        to="auth.group",
+                        verbose_name="groups",
+                    ),
+                ),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        blank=True,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="users",
+                        to="registry.tenant",
+                    ),
+                ),
+                (
+                    "user_permissions",
+                    models.ManyToManyField(
+                        blank=True,
+                        help_text="Specific permissions for this user.",
+                        related_name="user_set",
+                        related_query_name="user",
+                        to="auth.permission",
+                        verbose_name="user permissions",
+                    ),
+                ),
             ],
             options={
-                'db_table': 'users',
+                "db_table": "users",
             },
             managers=[
-                ('objects', django.contrib.auth.models.UserManager()),
+                ("objects", django.contrib.auth.models.UserManager()),
             ],
         ),
         migrations.CreateModel(
-            name='APIKey',
+            name="APIKey",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('name', models.CharField(max_length=255)),
-                ('key_hash', models.CharField(help_text='SHA-256 of the whole key, hex.', max_length=64)),
-                ('key_prefix', models.CharField(max_length=16)),
-                ('permissions', models.JSONField(blank=True, default=dict)),
-                ('scopes', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(choices=[('read', 'Read the registry'), ('write', 'Change the registry'), ('admin', 'Everything, and manage keys and rules'), ('proxy', 'Call servers through the gateway'), ('metrics', 'Read monitoring data'), ('health', 'Read health')], max_length=8), blank=True, default=list, size=None)),
-                ('is_active', models.BooleanField(default=True)),
-                ('expires_at', models.DateTimeField(blank=True, null=True)),
-                ('last_used', models.DateTimeField(blank=True, null=True)),
-                ('total_requests', models.PositiveBigIntegerField(default=0)),
-                ('tenant', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='plain_api_keys', to='registry.tenant')),
-                ('user', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='plain_api_keys', to=settings.AUTH_USER_MODEL)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("name", models.CharField(max_length=255)),
+                (
+                    "key_hash",
+                    models.CharField(help_text="SHA-256 of the whole key, hex.", max_length=64),
+                ),
+                ("key_prefix", models.CharField(max_length=16)),
+                ("permissions", models.JSONField(blank=True, default=dict)),
+                (
+                    "scopes",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(
+                            choices=[
+                                ("read", "Read the registry"),
+                                ("write", "Change the registry"),
+                                ("admin", "Everything, and manage keys and rules"),
+                                ("proxy", "Call servers through the gateway"),
+                                ("metrics", "Read monitoring data"),
+                                ("health", "Read health"),
+                            ],
+                            max_length=8,
+                        ),
+                        blank=True,
+                        default=list,
+                        size=None,
+                    ),
+                ),
+                ("is_active", models.BooleanField(default=True)),
+                ("expires_at", models.DateTimeField(blank=True, null=True)),
+                ("last_used", models.DateTimeField(blank=True, null=True)),
+                ("total_requests", models.PositiveBigIntegerField(default=0)),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="plain_api_keys",
+                        to="registry.tenant",
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="plain_api_keys",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'plain API key',
-                'db_table': 'api_keys',
+                "verbose_name": "plain API key",
+                "db_table": "api_keys",
             },
         ),
         migrations.CreateModel(
-            name='EnhancedAPIKey',
+            name="EnhancedAPIKey",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('name', models.CharField(max_length=255)),
-                ('description', models.TextField(blank=True)),
-                ('key_hash', models.BinaryField(max_length=32)),
-                ('key_prefix', models.CharField(max_length=16)),
-                ('salt', models.BinaryField(max_length=32)),
-                ('scopes', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(choices=[('read', 'Read the registry'), ('write', 'Change the registry'), ('admin', 'Everything, and manage keys and rules'), ('proxy', 'Call servers through the gateway'), ('metrics', 'Read monitoring data'), ('health', 'Read health')], max_length=8), blank=True, default=list, size=None)),
-                ('allowed_servers', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=63), blank=True, default=list, help_text='Slugs.', size=None)),
-                ('allowed_methods', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=255), blank=True, default=list, help_text='Patterns such as tools/call or tools/call:read_*.', size=None)),
-                ('ip_whitelist', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=43, validators=[security.validators.validate_network]), blank=True, default=list, help_text='Addresses and networks.', size=None)),
-                ('rate_limit_per_hour', models.PositiveIntegerField(default=1000)),
-                ('rate_limit_per_day', models.PositiveIntegerField(default=10000)),
-                ('is_active', models.BooleanField(default=True)),
-                ('expires_at', models.DateTimeField(blank=True, null=True)),
-                ('last_used', models.DateTimeField(blank=True, null=True)),
-                ('total_requests', models.PositiveBigIntegerField(default=0)),
-                ('total_errors', models.PositiveBigIntegerField(default=0)),
-                ('failed_attempts', models.PositiveIntegerField(default=0)),
-                ('last_failed_attempt', models.DateTimeField(blank=True, null=True)),
-                ('is_locked', models.BooleanField(default=False)),
-                ('locked_until', models.DateTimeField(blank=True, help_text='Empty: until somebody unlocks the key.', null=True)),
-                ('tenant', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='api_keys', to='registry.tenant')),
-                ('user', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='api_keys', to=settings.AUTH_USER_MODEL)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("name", models.CharField(max_length=255)),
+                ("description", models.TextField(blank=True)),
+                ("key_hash", models.BinaryField(max_length=32)),
+                ("key_prefix", models.CharField(max_length=16)),
+                ("salt", models.BinaryField(max_length=32)),
+                (
+                    "scopes",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(
+                            choices=[
+                                ("read", "Read the registry"),
+                                ("write", "Change the registry"),
+                                ("admin", "Everything, and manage keys and rules"),
+                                ("proxy", "Call servers through the gateway"),
+                                ("metrics", "Read monitoring data"),
+                                ("health", "Read health"),
+                            ],
+                            max_length=8,
+                        ),
+                        blank=True,
+                        default=list,
+                        size=None,
+                    ),
+                ),
+                (
+                    "allowed_servers",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=63),
+                        blank=True,
+                        default=list,
+                        help_text="Slugs.",
+                        size=None,
+                    ),
+                ),
+                (
+                    "allowed_methods",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=255),
+                        blank=True,
+                        default=list,
+                        help_text="Patterns such as tools/call or tools/call:read_*.",
+                        size=None,
+                    ),
+                ),
+                (
+                    "ip_whitelist",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(
+                            max_length=43, validators=[security.validators.validate_network]
+                        ),
+                        blank=True,
+                        default=list,
+                        help_text="Addresses and networks.",
+                        size=None,
+                    ),
+                ),
+                ("rate_limit_per_hour", models.PositiveIntegerField(default=1000)),
+                ("rate_limit_per_day", models.PositiveIntegerField(default=10000)),
+                ("is_active", models.BooleanField(default=True)),
+                ("expires_at", models.DateTimeField(blank=True, null=True)),
+                ("last_used", models.DateTimeField(blank=True, null=True)),
+                ("total_requests", models.PositiveBigIntegerField(default=0)),
+                ("total_errors", models.PositiveBigIntegerField(default=0)),
+                ("failed_attempts", models.PositiveIntegerField(default=0)),
+                ("last_failed_attempt", models.DateTimeField(blank=True, null=True)),
+                ("is_locked", models.BooleanField(default=False)),
+                (
+                    "locked_until",
+                    models.DateTimeField(
+                        blank=True, help_text="Empty: until somebody unlocks the key.", null=True
+                    ),
+                ),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="api_keys",
+                        to="registry.tenant",
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="api_keys",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'API key',
-                'db_table': 'enhanced_api_keys',
+                "verbose_name": "API key",
+                "db_table": "enhanced_api_keys",
             },
         ),
         migrations.CreateModel(
-            name='ServerAccessControl',
+            name="ServerAccessControl",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('can_read', models.BooleanField(default=True)),
-                ('can_write', models.BooleanField(default=False)),
-                ('can_admin', models.BooleanField(default=False)),
-                ('can_proxy', models.BooleanField(default=True)),
-                ('allowed_methods', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=255), blank=True, default=list, help_text='Empty: all.', size=None)),
-                ('denied_methods', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=255), blank=True, default=list, help_text='Patterns such as tools/call:delete_*; a denial wins.', size=None)),
-                ('access_start_time', models.TimeField(blank=True, null=True)),
-                ('access_end_time', models.TimeField(blank=True, null=True)),
-                ('allowed_days', django.contrib.postgres.fields.ArrayField(base_field=models.PositiveSmallIntegerField(validators=[security.validators.validate_weekday]), blank=True, default=list, help_text='0 is Monday. Empty: every day.', size=None)),
-                ('allowed_hours', django.contrib.postgres.fields.ArrayField(base_field=models.PositiveSmallIntegerField(validators=[security.validators.validate_hour]), blank=True, default=list, help_text='0 to 23. Empty: every hour.', size=None)),
-                ('timezone', models.CharField(default='UTC', max_length=63, validators=[security.validators.validate_timezone])),
-                ('is_active', models.BooleanField(default=True)),
-                ('last_access', models.DateTimeField(blank=True, null=True)),
-                ('access_count', models.PositiveBigIntegerField(default=0)),
-                ('api_key', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='access_rules', to='security.enhancedapikey')),
-                ('server', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='access_rules', to='registry.mcpserver')),
-                ('tenant', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='access_rules', to='registry.tenant')),
-                ('user', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='access_rules', to=settings.AUTH_USER_MODEL)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("can_read", models.BooleanField(default=True)),
+                ("can_write", models.BooleanField(default=False)),
+                ("can_admin", models.BooleanField(default=False)),
+                ("can_proxy", models.BooleanField(default=True)),
+                (
+                    "allowed_methods",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=255),
+                        blank=True,
+                        default=list,
+                        help_text="Empty: all.",
+                        size=None,
+                    ),
+                ),
+                (
+                    "denied_methods",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=255),
+                        blank=True,
+                        default=list,
+                        help_text="Patterns such as tools/call:delete_*; a denial wins.",
+                        size=None,
+                    ),
+                ),
+                ("access_start_time", models.TimeField(blank=True, null=True)),
+                ("access_end_time", models.TimeField(blank=True, null=True)),
+                (
+                    "allowed_days",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.PositiveSmallIntegerField(
+                            validators=[security.validators.validate_weekday]
+                        ),
+                        blank=True,
+                        default=list,
+                        help_text="0 is Monday. Empty: every day.",
+                        size=None,
+                    ),
+                ),
+                (
+                    "allowed_hours",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.PositiveSmallIntegerField(
+                            validators=[security.validators.validate_hour]
+                        ),
+                        blank=True,
+                        default=list,
+                        help_text="0 to 23. Empty: every hour.",
+                        size=None,
+                    ),
+                ),
+                (
+                    "timezone",
+                    models.CharField(
+                        default="UTC",
+                        max_length=63,
+                        validators=[security.validators.validate_timezone],
+                    ),
+                ),
+                ("is_active", models.BooleanField(default=True)),
+                ("last_access", models.DateTimeField(blank=True, null=True)),
+                ("access_count", models.PositiveBigIntegerField(default=0)),
+                (
+                    "api_key",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="access_rules",
+                        to="security.enhancedapikey",
+                    ),
+                ),
+                (
+                    "server",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="access_rules",
+                        to="registry.mcpserver",
+                    ),
+                ),
+                (
+                    "tenant",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="access_rules",
+                        to="registry.tenant",
+                    ),
+                ),
+                (
+                    "user",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="access_rules",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'verbose_name': 'access rule',
-                'db_table': 'server_access_control',
+                "verbose_name": "access rule",
+                "db_table": "server_access_control",
             },
         ),
         migrations.CreateModel(
-            name='Session',
+            name="Session",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('session_token', models.CharField(help_text="SHA-256 of the cookie's value.", max_length=64)),
-                ('ip_address', models.GenericIPAddressField(blank=True, null=True)),
-                ('user_agent', models.CharField(blank=True, max_length=512)),
-                ('expires_at', models.DateTimeField()),
-                ('session_data', models.TextField(blank=True)),
-                ('is_active', models.BooleanField(default=True)),
-                ('last_activity', models.DateTimeField(default=django.utils.timezone.now)),
-                ('user', models.ForeignKey(blank=True, db_index=False, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='sessions', to=settings.AUTH_USER_MODEL)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                (
+                    "session_token",
+                    models.CharField(help_text="SHA-256 of the cookie's value.", max_length=64),
+                ),
+                ("ip_address", models.GenericIPAddressField(blank=True, null=True)),
+                ("user_agent", models.CharField(blank=True, max_length=512)),
+                ("expires_at", models.DateTimeField()),
+                ("session_data", models.TextField(blank=True)),
+                ("is_active", models.BooleanField(default=True)),
+                ("last_activity", models.DateTimeField(default=django.utils.timezone.now)),
+                (
+                    "user",
+                    models.ForeignKey(
+                        blank=True,
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="sessions",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
             ],
             options={
-                'db_table': 'sessions',
+                "db_table": "sessions",
             },
         ),
         migrations.AddIndex(
-            model_name='user',
-            index=registry.db.indexes.NamedIndex(fields=['tenant', 'role', 'is_active'], name='idx_users_tenant_role'),
+            model_name="user",
+            index=registry.db.indexes.NamedIndex(
+                fields=["tenant", "role", "is_active"], name="idx_users_tenant_role"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='user',
-            constraint=models.UniqueConstraint(fields=('username',), name='uq_users_username'),
+            model_name="user",
+            constraint=models.UniqueConstraint(fields=("username",), name="uq_users_username"),
         ),
         migrations.AddConstraint(
-            model_name='user',
-            constraint=models.UniqueConstraint(django.db.models.functions.text.Lower('email'), condition=models.Q(('email', ''), _negated=True), name='uq_users_email_lower', violation_error_message='A user with that e-mail address exists already.'),
+            model_name="user",
+            constraint=models.UniqueConstraint(
+                django.db.models.functions.text.Lower("email"),
+                condition=models.Q(("email", ""), _negated=True),
+                name="uq_users_email_lower",
+                violation_error_message="A user with that e-mail address exists already.",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='user',
-            constraint=models.CheckConstraint(condition=models.Q(('role__in', ['admin', 'user', 'service', 'readonly'])), name='ck_users_role'),
+            model_name="user",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("role__in", ["admin", "user", "service", "readonly"])),
+                name="ck_users_role",
+            ),
         ),
         migrations.AddIndex(
-            model_name='apikey',
-            index=registry.db.indexes.NamedIndex(fields=['tenant', 'is_active'], name='idx_api_keys_tenant_active'),
+            model_name="apikey",
+            index=registry.db.indexes.NamedIndex(
+                fields=["tenant", "is_active"], name="idx_api_keys_tenant_active"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='apikey',
-            constraint=models.UniqueConstraint(fields=('key_hash',), name='uq_api_keys_key_hash'),
+            model_name="apikey",
+            constraint=models.UniqueConstraint(fields=("key_hash",), name="uq_api_keys_key_hash"),
         ),
         migrations.AddConstraint(
-            model_name='enhancedapikey',
-            constraint=models.UniqueConstraint(fields=('key_hash',), name='uq_enhanced_api_keys_key_hash'),
+            model_name="enhancedapikey",
+            constraint=models.UniqueConstraint(
+                fields=("key_hash",), name="uq_enhanced_api_keys_key_hash"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='enhancedapikey',
-            constraint=models.UniqueConstraint(fields=('key_prefix',), name='uq_enhanced_api_keys_key_prefix'),
+            model_name="enhancedapikey",
+            constraint=models.UniqueConstraint(
+                fields=("key_prefix",), name="uq_enhanced_api_keys_key_prefix"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='enhancedapikey',
-            constraint=models.CheckConstraint(condition=models.Q(('scopes__contained_by', ['read', 'write', 'admin', 'proxy', 'metrics', 'health'])), name='ck_enhanced_api_keys_scopes'),
+            model_name="enhancedapikey",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    (
+                        "scopes__contained_by",
+                        ["read", "write", "admin", "proxy", "metrics", "health"],
+                    )
+                ),
+                name="ck_enhanced_api_keys_scopes",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='serveraccesscontrol',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('api_key', None), ('tenant', None), ('user__isnull', False)), models.Q(('api_key', None), ('tenant__isnull', False), ('user', None)), models.Q(('api_key__isnull', False), ('tenant', None), ('user', None)), _connector='OR'), name='ck_server_access_control_one_subject', violation_error_message='Name exactly one of user, tenant and API key.'),
+            model_name="serveraccesscontrol",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("api_key", None), ("tenant", None), ("user__isnull", False)),
+                    models.Q(("api_key", None), ("tenant__isnull", False), ("user", None)),
+                    models.Q(("api_key__isnull", False), ("tenant", None), ("user", None)),
+                    _connector="OR",
+                ),
+                name="ck_server_access_control_one_subject",
+                violation_error_message="Name exactly one of user, tenant and API key.",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='serveraccesscontrol',
-            constraint=models.UniqueConstraint(condition=models.Q(('is_active', True)), fields=('server', 'user', 'tenant', 'api_key'), name='uq_server_access_control_subject', nulls_distinct=False, violation_error_message='This subject has an active rule for the server already.'),
+            model_name="serveraccesscontrol",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("is_active", True)),
+                fields=("server", "user", "tenant", "api_key"),
+                name="uq_server_access_control_subject",
+                nulls_distinct=False,
+                violation_error_message="This subject has an active rule for the server already.",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='serveraccesscontrol',
-            constraint=models.CheckConstraint(condition=models.Q(('allowed_days__contained_by', [0, 1, 2, 3, 4, 5, 6])), name='ck_server_access_control_days'),
+            model_name="serveraccesscontrol",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("allowed_days__contained_by", [0, 1, 2, 3, 4, 5, 6])),
+                name="ck_server_access_control_days",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='serveraccesscontrol',
-            constraint=models.CheckConstraint(condition=models.Q(('allowed_hours__contained_by', [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23])), name='ck_server_access_control_hours'),
+            model_name="serveraccesscontrol",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    (
+                        "allowed_hours__contained_by",
+                        [
+                            0,
+                            1,
+                            2,
+                            3,
+                            4,
+                            5,
+                            6,
+                            7,
+                            8,
+                            9,
+                            10,
+                            11,
+                            12,
+                            13,
+                            14,
+                            15,
+                            16,
+                            17,
+                            18,
+                            19,
+                            20,
+                            21,
+                            22,
+                            23,
+                        ],
+                    )
+                ),
+                name="ck_server_access_control_hours",
+            ),
         ),
         migrations.AddIndex(
-            model_name='session',
-            index=registry.db.indexes.NamedIndex(fields=['user', 'is_active', 'expires_at'], name='idx_sessions_user_active'),
+            model_name="session",
+            index=registry.db.indexes.NamedIndex(
+                fields=["user", "is_active", "expires_at"], name="idx_sessions_user_active"
+            ),
         ),
         migrations.AddIndex(
-            model_name='session',
-            index=registry.db.indexes.NamedIndex(condition=models.Q(('is_active', True)), fields=['-last_activity'], name='idx_sessions_activity_time'),
+            model_name="session",
+            index=registry.db.indexes.NamedIndex(
+                condition=models.Q(("is_active", True)),
+                fields=["-last_activity"],
+                name="idx_sessions_activity_time",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='session',
-            constraint=models.UniqueConstraint(fields=('session_token',), name='uq_sessions_session_token'),
+            model_name="session",
+            constraint=models.UniqueConstraint(
+                fields=("session_token",), name="uq_sessions_session_token"
+            ),
         ),
     ]

@@ -198,12 +198,13 @@ def test_a_draft_that_a_killed_initdb_left_is_replaced(folder: Path) -> None:
 
 
 def test_a_failure_shows_the_log(folder: Path) -> None:
+    cluster = Cluster(folder, settings={**FAST, "no_such_setting": "1"})
     with (
         pytest.raises(EmbeddedError, match="unrecognized configuration parameter") as failure,
-        Cluster(folder, settings={**FAST, "no_such_setting": "1"}).running(),
+        cluster.running(),
     ):
         pass
-    assert str(folder) in str(failure.value)
+    assert str(cluster._home) in str(failure.value)
 
 
 def test_a_missing_wheel_says_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
