@@ -23,12 +23,14 @@ ERAS = ("legacy", "2026-07-28")
 
 async def call_add(url: str, key: str, mode: str) -> str:
     """The text that the sample's tool `add` answers for 2 and 3."""
-    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as http:
-        async with Client(streamable_http_client(url, http_client=http), mode=mode) as client:
-            tools = [tool.name for tool in (await client.list_tools()).tools]
-            assert "add" in tools, tools
-            result = await client.call_tool("add", {"a": 2, "b": 3})
-            return str(result.content[0].text)
+    async with (
+        httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as http,
+        Client(streamable_http_client(url, http_client=http), mode=mode) as client,
+    ):
+        tools = [tool.name for tool in (await client.list_tools()).tools]
+        assert "add" in tools, tools
+        result = await client.call_tool("add", {"a": 2, "b": 3})
+        return str(result.content[0].text)
 
 
 def read_ready(process: subprocess.Popen[str]) -> dict[str, Any]:

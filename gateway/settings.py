@@ -66,6 +66,12 @@ def _database(name: str, default: str) -> dict[str, object]:
 
 
 DATABASES = {"default": _database("DATABASE_URL", _embedded_url)}
+# The same database past a transaction pooler, for what needs a session of its own.
+DATABASE_DIRECT = (
+    _database("DATABASE_DIRECT_URL", _embedded_url)
+    if env.read("DATABASE_DIRECT_URL", str, "")
+    else None
+)
 POSTGRES_EXTRA_AUTO_EXTENSION_SET_UP = False  # hstore is not used; creating it needs rights
 
 CACHES = {"default": env.read("CACHE_URL", env.cache, env.cache("locmem://"))}

@@ -1,0 +1,34 @@
+"""What gateway's indexes are for: the query, who runs it, how often.
+
+State and counters carry no index: they change, and an index on what changes ends HOT updates.
+"""
+
+from gateway.models import CircuitBreaker, ConnectionPool, RequestQueue
+from registry.db.catalogue import IndexEntry, sample
+
+CATALOGUE = [
+    IndexEntry(
+        index="uq_circuit_breakers_server_service",
+        query=lambda: CircuitBreaker.objects.filter(
+            **sample(CircuitBreaker, "server_id", "service_name")
+        ),
+        caller="the data plane: may this server be called?",
+        rate="each call whose breaker is not in memory",
+    ),
+    IndexEntry(
+        index="uq_connection_pools_server_pool",
+        query=lambda: ConnectionPool.objects.filter(
+            **sample(ConnectionPool, "server_id", "pool_name")
+        ),
+        caller="the data plane: the operator's pool settings",
+        rate="each new upstream pool",
+    ),
+    IndexEntry(
+        index="uq_request_queues_server_queue",
+        query=lambda: RequestQueue.objects.filter(
+            **sample(RequestQueue, "server_id", "queue_name")
+        ),
+        caller="the data plane: the operator's queue settings",
+        rate="each new queue",
+    ),
+]

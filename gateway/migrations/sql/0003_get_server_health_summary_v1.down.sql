@@ -1,0 +1,1 @@
+DROP FUNCTION get_server_health_summary();

@@ -1,0 +1,80 @@
+"""What monitoring's indexes are for: the query, who runs it, how often.
+
+Every query on a log bounds time at both ends, so that partitions can be pruned.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import QuerySet
+from django.utils.timezone import now
+
+from monitoring.models import (
+    AuditLog,
+    DatabaseSizeSnapshot,
+    RequestLog,
+)
+from registry.db.catalogue import IndexEntry, sample
+
+# How far the clocks of gateways may differ, and how late a row may be written.
+LATENESS = timedelta(minutes=5)
+
+
+def _last_day(field: str) -> dict[str, Any]:
+    return {f"{field}__gte": now() - timedelta(days=1), f"{field}__lt": now()}
+
+
+def _one_request() -> QuerySet[RequestLog]:
+    """By X-Request-ID: a version 7 UUID says when it was made."""
+    known = sample(RequestLog, "request_time", "request_id")
+    made = known["request_time"] or now()
+    span = (made - LATENESS, made + LATENESS)
+    return RequestLog.objects.filter(request_id=known["request_id"], request_time__range=span)
+
+
+def _fastest_route() -> QuerySet[RequestLog]:
+    good = {"status_code__lt": 400, **_last_day("request_time")}
+    route = sample(RequestLog, "path", "method", "target_server_id", **good)
+    return RequestLog.objects.filter(**route, **good).order_by("duration_ms")[:10]
+
+
+CATALOGUE = [
+    IndexEntry(
+        index="idx_audit_logs_tenant_time",
+        query=lambda: AuditLog.objects.filter(
+            **sample(AuditLog, "tenant_id", **_last_day("timestamp")), **_last_day("timestamp")
+        ).order_by("-timestamp")[:50],
+        caller="a tenant's audit trail: the REST API and the admin",
+        rate="page views",
+    ),
+    IndexEntry(
+        index="idx_request_logs_tenant_time",
+        query=lambda: RequestLog.objects.filter(
+            **sample(RequestLog, "tenant_id", **_last_day("request_time")),
+            **_last_day("request_time"),
+        ).order_by("-request_time")[:50],
+        caller="a tenant's requests: the REST API, get_tenant_usage_summary",
+        rate="page views",
+    ),
+    IndexEntry(
+        index="idx_request_logs_request_id",
+        query=_one_request,
+        caller="support: what happened to the request with this X-Request-ID?",
+        rate="some a day",
+    ),
+    IndexEntry(
+        index="idx_request_routing_composite",
+        query=_fastest_route,
+        caller="the fastest successful calls of one route and server",
+        rate="operators' page views",
+    ),
+    IndexEntry(
+        index="uq_database_size_snapshots_table_day",
+        query=lambda: DatabaseSizeSnapshot.objects.filter(
+            **sample(DatabaseSizeSnapshot, "table_name"),
+            taken_on__lt=now().date(),
+        ),
+        caller="database_size_summary: what did the table weigh before?",
+        rate="each row of the view",
+    ),
+]

@@ -1,0 +1,1 @@
+DROP VIEW database_size_summary;

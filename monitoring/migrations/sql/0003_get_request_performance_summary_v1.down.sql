@@ -1,0 +1,1 @@
+DROP FUNCTION get_request_performance_summary(integer);

@@ -1,0 +1,1 @@
+DROP FUNCTION summary_window_start(integer);

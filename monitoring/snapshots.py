@@ -1,0 +1,106 @@
+"""Readings that only make sense against earlier ones: table sizes and statement statistics.
+
+The worker takes both every hour. Each is one statement, so a run that is cut off leaves either
+the old reading or the new one.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from django.db import Error, connection, transaction
+from django.utils.timezone import now
+from psycopg import errors, sql
+
+from monitoring.models import DatabaseSizeSnapshot, StatementSnapshot
+
+__all__ = ["size_snapshot_take", "statement_snapshot_take"]
+
+SIZES_ARE_KEPT = timedelta(days=400)
+STATEMENTS_ARE_KEPT = timedelta(days=7)
+
+_TAKE_SIZES = """
+    INSERT INTO database_size_snapshots
+        (id, taken_on, table_name, total_size, row_estimate, created_at, updated_at)
+    SELECT gen_random_uuid(), (now() AT TIME ZONE 'UTC')::date, d.table_name, d.total_size,
+           d.row_estimate, now(), now()
+    FROM database_size_summary d
+    ON CONFLICT (table_name, taken_on) DO UPDATE
+    SET total_size = excluded.total_size, row_estimate = excluded.row_estimate, updated_at = now()
+"""
+
+# Counters that went down were reset in between: then all that they show is new.
+_TAKE_STATEMENTS = """
+    WITH reading AS (
+        SELECT s.queryid, min(s.query) AS query, sum(s.calls)::bigint AS calls,
+               sum(s.total_exec_time) AS total_ms
+        FROM {statements} s
+        WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND s.queryid IS NOT NULL AND s.calls > 0
+        GROUP BY s.queryid
+    ),
+    compared AS (
+        SELECT r.*,
+               CASE WHEN before.calls <= r.calls THEN before.calls ELSE 0 END AS calls_before,
+               CASE WHEN before.calls <= r.calls THEN before.total_ms ELSE 0 END AS ms_before,
+               EXISTS (SELECT FROM statement_snapshots) AS is_second
+        FROM reading r
+        LEFT JOIN statement_snapshots before ON before.query_id = r.queryid
+    )
+    INSERT INTO statement_snapshots AS kept
+        (id, query_id, query, calls, total_ms, window_calls, window_mean_ms, taken_at,
+         created_at, updated_at)
+    SELECT gen_random_uuid(), queryid, query, calls, total_ms,
+           CASE WHEN is_second THEN calls - calls_before END,
+           CASE WHEN is_second
+               THEN greatest(total_ms - ms_before, 0) / nullif(calls - calls_before, 0)
+           END,
+           now(), now(), now()
+    FROM compared
+    ON CONFLICT (query_id) DO UPDATE
+    SET query = excluded.query, calls = excluded.calls, total_ms = excluded.total_ms,
+        window_calls = excluded.window_calls, window_mean_ms = excluded.window_mean_ms,
+        taken_at = excluded.taken_at, updated_at = now()
+"""
+
+
+@transaction.atomic
+def size_snapshot_take() -> int:
+    """Keep today's size of every table (the last reading of a day counts); how many tables."""
+    with connection.cursor() as cursor:
+        cursor.execute(_TAKE_SIZES)
+        taken = int(cursor.rowcount)
+    oldest = now().date() - SIZES_ARE_KEPT
+    DatabaseSizeSnapshot.objects.filter(taken_on__lt=oldest).delete()
+    return taken
+
+
+def statement_snapshot_take() -> int | None:
+    """Read pg_stat_statements; how many statements, or None where the extension cannot be read."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+            " WHERE e.extname = 'pg_stat_statements'"
+        )
+        if (found := cursor.fetchone()) is None:
+            return None
+    try:
+        return _read_statements(schema=found[0])
+    except Error as error:
+        # Created but not preloaded, or closed to this role: the same as not there.
+        if isinstance(
+            error.__cause__,
+            errors.ObjectNotInPrerequisiteState | errors.InsufficientPrivilege,
+        ):
+            return None
+        raise
+
+
+@transaction.atomic
+def _read_statements(*, schema: str) -> int:
+    view = sql.Identifier(schema, "pg_stat_statements")
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SQL(_TAKE_STATEMENTS).format(statements=view))
+        taken = int(cursor.rowcount)
+    StatementSnapshot.objects.filter(taken_at__lt=now() - STATEMENTS_ARE_KEPT).delete()
+    return taken

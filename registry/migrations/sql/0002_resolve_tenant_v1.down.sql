@@ -1,0 +1,1 @@
+DROP FUNCTION resolve_tenant(text);

@@ -1,0 +1,1 @@
+DROP FUNCTION get_tenant_usage_summary(text, integer);

@@ -1,0 +1,600 @@
+"""optimize_db against a real catalogue: what is broken by hand is found, repaired and undone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection
+from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg.conninfo import make_conninfo
+
+from monitoring.audit import Actor
+from monitoring.models import AuditLog, DeclaredIndex, OptimizeOutcome, OptimizeRun
+from monitoring.optimize import run as running
+from monitoring.optimize.plan import Change, make_plan
+from monitoring.optimize.state import (
+    Index,
+    MissingRightsError,
+    State,
+    actual_state,
+    declared_state,
+)
+from tests.factories import UserFactory
+
+# CONCURRENTLY is refused in a transaction, and other sessions have to see the rows.
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("as_declared")]
+
+Execute = Callable[..., list[tuple[Any, ...]]]
+
+
+@pytest.fixture
+def execute() -> Execute:
+    def run(statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    return run
+
+
+@pytest.fixture
+def as_declared(transactional_db: None) -> Iterator[None]:
+    """Every test starts from a schema without differences and leaves one behind."""
+    optimize()
+    OptimizeRun.objects.all().delete()
+    yield
+    assert optimize()[0] == 0
+
+
+@pytest.fixture
+def other() -> Iterator[BaseDatabaseWrapper]:
+    """Another session."""
+    own = connection.copy()
+    yield own
+    own.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "BACK_OFF_SECONDS", (0.05, 0.05))
+
+
+def optimize(*flags: str) -> tuple[int, str]:
+    """Exit status and everything that the command says."""
+    out = StringIO()
+    try:
+        call_command("optimize_db", *flags, stdout=out)
+    except CommandError as error:
+        return error.returncode, f"{out.getvalue()}\n{error}"
+    return 0, out.getvalue()
+
+
+def definition(execute: Execute, index: str) -> str | None:
+    found = execute(
+        "SELECT pg_get_indexdef(x.indexrelid) FROM pg_index x"
+        " WHERE x.indexrelid = to_regclass(%s) AND x.indisvalid",
+        index,
+    )
+    return found[0][0] if found else None
+
+
+# --------------------------------------------------------------------------- indexes
+
+
+def test_nothing_to_do() -> None:
+    assert optimize("--check")[0] == 0
+    assert "Nothing to do" in optimize("--phase", "1")[1]
+
+
+def test_missing_index_is_named_and_built(execute: Execute) -> None:
+    before = definition(execute, "idx_users_tenant_role")
+    execute("DROP INDEX idx_users_tenant_role")
+    status, said = optimize("--check")
+    assert status == 1
+    assert "idx_users_tenant_role (missing)" in said
+    assert optimize()[0] == 0
+    assert definition(execute, "idx_users_tenant_role") == before
+    assert optimize("--check")[0] == 0
+
+
+def test_partial_index_with_a_rewritten_predicate_is_not_different(execute: Execute) -> None:
+    """IN (…) comes back as = ANY (ARRAY…); that is no difference."""
+    assert "ANY" in (definition(execute, "idx_servers_discovery_composite") or "")
+    assert optimize("--check", "--phase", "1")[0] == 0
+
+
+def test_invalid_index_of_a_failed_build_is_repaired(execute: Execute) -> None:
+    UserFactory.create_batch(2)  # of one provider: a unique build must fail
+    execute("DROP INDEX idx_users_tenant_role")
+    with pytest.raises(Exception, match="could not create unique index"):
+        execute("CREATE UNIQUE INDEX CONCURRENTLY idx_users_tenant_role ON users (auth_provider)")
+    assert "idx_users_tenant_role (invalid)" in optimize("--check")[1]
+    assert optimize()[0] == 0
+    assert "(tenant_id, role, is_active)" in (definition(execute, "idx_users_tenant_role") or "")
+
+
+def test_invalid_index_of_a_constraint_is_repaired(execute: Execute) -> None:
+    execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'uq_tenants_slug'::regclass")
+    assert "uq_tenants_slug (invalid)" in optimize("--check")[1]
+    assert optimize()[0] == 0
+    assert definition(execute, "uq_tenants_slug")
+
+
+def test_different_index_is_replaced(execute: Execute) -> None:
+    before = definition(execute, "idx_audit_logs_tenant_time")
+    execute("DROP INDEX idx_audit_logs_tenant_time")
+    execute("CREATE INDEX idx_audit_logs_tenant_time ON audit_logs (tenant_id, timestamp)")
+    assert "idx_audit_logs_tenant_time (different)" in optimize("--check")[1]
+    assert optimize()[0] == 0
+    assert definition(execute, "idx_audit_logs_tenant_time") == before
+    assert execute("SELECT count(*) FROM pg_class WHERE relname LIKE '%%_ccnew'") == [(0,)]
+
+
+def test_constraint_that_became_an_index_is_a_constraint_again(execute: Execute) -> None:
+    execute("ALTER TABLE tenants DROP CONSTRAINT uq_tenants_slug")
+    execute("CREATE UNIQUE INDEX uq_tenants_slug ON tenants (slug, name)")
+    assert optimize()[0] == 0
+    assert execute(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'uq_tenants_slug'"
+    ) == [("UNIQUE (slug)",)]
+
+
+def test_missing_constraint_is_added(execute: Execute) -> None:
+    execute("ALTER TABLE mcp_servers DROP CONSTRAINT uq_mcp_servers_tenant_slug")
+    assert optimize()[0] == 0
+    assert execute(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE conname = 'uq_mcp_servers_tenant_slug'"
+    ) == [("UNIQUE NULLS NOT DISTINCT (tenant_id, slug)",)]
+
+
+def test_renamed_index_is_renamed_back_without_a_build(execute: Execute) -> None:
+    execute("ALTER INDEX idx_users_tenant_role RENAME TO by_hand")
+    number = execute("SELECT 'by_hand'::regclass::oid")
+    assert optimize()[0] == 0
+    assert execute("SELECT 'idx_users_tenant_role'::regclass::oid") == number
+
+
+def test_leftover_of_a_build_is_dropped(execute: Execute) -> None:
+    execute("CREATE INDEX idx_users_tenant_role_ccnew ON users (tenant_id)")
+    assert "idx_users_tenant_role_ccnew (leftover)" in optimize("--check")[1]
+    assert optimize()[0] == 0
+    assert definition(execute, "idx_users_tenant_role_ccnew") is None
+
+
+def test_undeclared_index_is_a_notice_and_stays(execute: Execute) -> None:
+    execute("CREATE INDEX of_somebody_else ON users (full_name)")
+    try:
+        status, said = optimize("--check")
+        assert status == 0
+        assert "of_somebody_else" in said
+        assert "of_somebody_else" in optimize()[1]
+        assert definition(execute, "of_somebody_else")
+    finally:
+        execute("DROP INDEX of_somebody_else")
+
+
+def test_tables_of_others_are_none_of_our_business(execute: Execute) -> None:
+    execute("CREATE INDEX of_django ON django_migrations (app)")
+    try:
+        assert "of_django" not in optimize("--check")[1]
+    finally:
+        execute("DROP INDEX of_django")
+
+
+def test_build_that_cannot_succeed_is_named_and_leaves_nothing(execute: Execute) -> None:
+    execute("ALTER TABLE users DROP CONSTRAINT uq_users_username")
+    execute("DROP INDEX idx_users_tenant_role")
+    first, second = UserFactory.create_batch(2)
+    execute("UPDATE users SET username = %s WHERE id = %s", first.username, second.id)
+    status, said = optimize()
+    assert status == 1
+    assert "uq_users_username: could not create unique index" in said
+    assert execute("SELECT to_regclass('uq_users_username')") == [(None,)]
+    # The others were built all the same.
+    assert definition(execute, "idx_users_tenant_role")
+    assert OptimizeRun.objects.get().outcome == OptimizeOutcome.FAILED
+    second.delete()
+
+
+def test_partitioned_table_is_served_leaf_by_leaf(
+    execute: Execute, other: BaseDatabaseWrapper
+) -> None:
+    execute("CREATE TABLE parts (id int, at date) PARTITION BY RANGE (at)")
+    for year in (2024, 2025, 2026):
+        execute(
+            f"CREATE TABLE parts_{year} PARTITION OF parts"
+            f" FOR VALUES FROM ('{year}-01-01') TO ('{year + 1}-01-01')"
+        )
+    try:
+        # One leaf has a fitting index already, one an index that was cut off.
+        execute("CREATE INDEX parts_2024_by_hand ON parts_2024 (at, id)")
+        want = Index(table="parts", name="idx_parts", form="btree (at, id)", using="btree (at, id)")
+        declared = State(schema="", indexes={"idx_parts": want}, tables={})
+        plan = make_plan(declared=declared, actual=actual_state(other), phases=[1])
+        with running.open_session() as session:
+            for step in plan[0].steps:
+                running.Executor(session=session).execute(step)
+        assert definition(execute, "idx_parts")
+        assert execute(
+            "SELECT count(*) FROM pg_inherits WHERE inhparent = 'idx_parts'::regclass"
+        ) == [(3,)]
+        again = make_plan(declared=declared, actual=actual_state(other), phases=[1])
+        assert again == []
+    finally:
+        execute("DROP TABLE parts")
+
+
+# --------------------------------------------------------------------------- functions, views
+
+
+def test_function_that_was_changed_by_hand_is_restored(execute: Execute) -> None:
+    body = execute("SELECT prosrc FROM pg_proc WHERE proname = 'resolve_tenant'")
+    execute(
+        "CREATE OR REPLACE FUNCTION resolve_tenant(tenant text) RETURNS uuid"
+        " LANGUAGE sql AS 'SELECT NULL::uuid'"
+    )
+    status, said = optimize("--check")
+    assert status == 1
+    assert "function resolve_tenant(tenant text) (different)" in said
+    assert optimize()[0] == 0
+    assert execute("SELECT prosrc FROM pg_proc WHERE proname = 'resolve_tenant'") == body
+
+
+def test_function_with_other_columns_is_made_anew_with_its_grants(execute: Execute) -> None:
+    execute("CREATE ROLE optimize_reader")
+    try:
+        execute("DROP FUNCTION get_server_health_summary()")
+        execute(
+            "CREATE FUNCTION get_server_health_summary() RETURNS integer LANGUAGE sql AS 'SELECT 1'"
+        )
+        execute("GRANT EXECUTE ON FUNCTION get_server_health_summary() TO optimize_reader")
+        assert optimize()[0] == 0
+        assert execute("SELECT health_status FROM get_server_health_summary()") == [("all",)]
+        assert execute(
+            "SELECT proacl::text LIKE '%%optimize_reader=X%%' FROM pg_proc"
+            " WHERE proname = 'get_server_health_summary'"
+        ) == [(True,)]
+    finally:
+        execute("DROP OWNED BY optimize_reader")
+        execute("DROP ROLE optimize_reader")
+
+
+def test_missing_view_and_lost_comment_are_restored(execute: Execute) -> None:
+    execute("DROP VIEW performance_monitoring")
+    execute("COMMENT ON VIEW database_size_summary IS NULL")
+    said = optimize("--check")[1]
+    assert "view performance_monitoring (missing)" in said
+    assert "view database_size_summary (different)" in said
+    assert optimize()[0] == 0
+    assert execute("SELECT count(*) > 0 FROM performance_monitoring") == [(True,)]
+
+
+def test_missing_trigger_is_restored(execute: Execute) -> None:
+    execute("DROP TRIGGER gateway_server_defaults ON mcp_servers")
+    assert "gateway_server_defaults" in optimize("--check", "--phase", "3")[1]
+    assert optimize("--phase", "3")[0] == 0
+    assert execute("SELECT count(*) FROM pg_trigger WHERE tgname = 'gateway_server_defaults'") == [
+        (1,)
+    ]
+
+
+def test_unapplied_migration_is_reported_and_not_anticipated(execute: Execute) -> None:
+    """Its objects are not asked for: the migration would trip over them."""
+    execute("DROP VIEW performance_monitoring")
+    execute("DELETE FROM django_migrations WHERE app = 'gateway' AND name = '0003_monitoring'")
+    try:
+        status, said = optimize()
+        assert status == 1
+        assert "gateway.0003_monitoring" in said
+        assert execute("SELECT to_regclass('performance_monitoring')") == [(None,)]
+    finally:
+        execute(
+            "INSERT INTO django_migrations (app, name, applied)"
+            " VALUES ('gateway', '0003_monitoring', now())"
+        )
+
+
+# --------------------------------------------------------------------------- statistics
+
+
+def test_statistics_are_refreshed_after_many_changes(execute: Execute) -> None:
+    execute(
+        "INSERT INTO tenants (id, name, slug, description, status, settings)"
+        " SELECT gen_random_uuid(), '', 'tenant-' || i, '', 'active', '{}'"
+        " FROM generate_series(1, 2000) i"
+    )
+    execute("SELECT pg_stat_force_next_flush()")
+    status, said = optimize("--check")
+    assert status == 0, "stale statistics are no fault"
+    assert "tenants changed in" in said
+    assert optimize("--phase", "5")[0] == 0
+    assert execute("SELECT reltuples FROM pg_class WHERE relname = 'tenants'") == [(2000.0,)]
+
+
+# --------------------------------------------------------------------------- shown or run
+
+
+def test_dry_run_shows_what_runs_and_changes_nothing(execute: Execute) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    said = optimize("--dry-run")[1]
+    assert definition(execute, "idx_users_tenant_role") is None
+    assert "lock: SHARE UPDATE EXCLUSIVE on users" in said
+    assert 'undo: DROP INDEX CONCURRENTLY IF EXISTS "public"."idx_users_tenant_role"' in said
+    assert re.search(r"about \d", said), "the size is estimated"
+    assert not OptimizeRun.objects.exists()
+
+    planned = json.loads(optimize("--dry-run", "--json")[1])
+    optimize()
+    shown = [
+        statement["sql"]
+        for phase in planned["phases"]
+        for change in phase["changes"]
+        for statement in change["statements"]
+    ]
+    ran = [statement["sql"] for statement in OptimizeRun.objects.get().statements]
+    assert shown == ran
+
+
+def test_estimate_is_close_to_the_index(execute: Execute, other: BaseDatabaseWrapper) -> None:
+    from monitoring.optimize.estimate import index_bytes
+
+    execute(
+        "INSERT INTO tenants (id, name, slug, description, status, settings)"
+        " SELECT gen_random_uuid(), '', 'a-longer-tenant-' || i, '', 'active', '{}'"
+        " FROM generate_series(1, 20000) i"
+    )
+    execute("ANALYZE tenants")
+    execute("REINDEX INDEX uq_tenants_slug")
+    ((size,),) = execute("SELECT pg_relation_size('uq_tenants_slug')")
+    estimate = index_bytes(other, actual_state(other).indexes["uq_tenants_slug"])
+    assert 0.7 < estimate / size < 1.4
+
+
+def test_script_runs_as_it_is(execute: Execute) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'uq_tenants_slug'::regclass")
+    execute("DROP VIEW performance_monitoring")
+    script = optimize("--sql")[1]
+    assert script.index(r"\set ON_ERROR_STOP on") < script.index("CREATE INDEX CONCURRENTLY")
+    assert "SET lock_timeout" in script
+    _run_script(script, execute)
+    assert optimize("--check")[0] == 0
+
+
+def _run_script(script: str, execute: Execute) -> None:
+    if psql := shutil.which("psql"):
+        connection.ensure_connection()
+        info = connection.connection.info
+        # Not info.dsn: psql may be older than the driver and know fewer parameters.
+        dsn = make_conninfo(host=info.host, port=info.port, user=info.user, dbname=info.dbname)
+        command = [psql, "-X", "-q", "-v", "VERBOSITY=terse", dsn]
+        environment = {**os.environ, "PGPASSWORD": connection.settings_dict["PASSWORD"]}
+        subprocess.run(
+            command, input=script, text=True, check=True, capture_output=True, env=environment
+        )
+        return
+    lines = [line for line in script.splitlines() if not line.startswith(("\\", "--"))]
+    blocks = re.findall(r"BEGIN;\n.*?\nCOMMIT;|[^\n]+", "\n".join(lines), flags=re.DOTALL)
+    for block in blocks:
+        execute(block)
+
+
+def test_json_is_one_document(execute: Execute) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    checked = StringIO()
+    with pytest.raises(CommandError):
+        call_command("optimize_db", "--check", "--json", stdout=checked)
+    assert json.loads(checked.getvalue())["faults"] == 1
+    ran = json.loads(optimize("--json")[1])
+    assert [statement["object"] for statement in ran["ran"]] == ["idx_users_tenant_role"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--check", "--dry-run"),
+        ("--sql", "--json"),
+        ("--rollback", "--phase", "1"),
+        ("--lock-timeout", "0"),
+    ],
+)
+def test_contradictions_are_wrong_usage(flags: tuple[str, ...]) -> None:
+    assert optimize(*flags)[0] == 2
+
+
+# --------------------------------------------------------------------------- records
+
+
+def test_run_is_recorded_and_audited(execute: Execute) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    optimize()
+    run = OptimizeRun.objects.get()
+    assert run.outcome == OptimizeOutcome.DONE
+    assert run.finished_at
+    assert AuditLog.objects.filter(action="database.optimize", resource_id=str(run.id)).exists()
+    assert DeclaredIndex.objects.filter(index_name="idx_users_tenant_role").exists()
+    assert execute(
+        "SELECT is_declared FROM index_usage_summary WHERE index_name = 'idx_users_tenant_role'"
+    ) == [(True,)]
+
+
+def test_rollback_undoes_the_last_run(execute: Execute) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    execute("DROP INDEX idx_audit_logs_tenant_time")
+    execute("CREATE INDEX idx_audit_logs_tenant_time ON audit_logs (timestamp)")
+    execute("COMMENT ON VIEW database_size_summary IS 'by hand'")
+    execute("DROP VIEW performance_monitoring")
+    optimize()
+    optimize("--phase", "5")  # leaves nothing to undo, so it does not hide the run before
+    assert optimize("--rollback")[0] == 0
+    assert definition(execute, "idx_users_tenant_role") is None
+    assert '("timestamp")' in (definition(execute, "idx_audit_logs_tenant_time") or "")
+    assert execute("SELECT to_regclass('performance_monitoring')") == [(None,)]
+    assert execute("SELECT obj_description('database_size_summary'::regclass)") == [("by hand",)]
+    assert OptimizeRun.objects.exclude(rolled_back_at=None).count() == 1
+    assert "No recorded run is left" in optimize("--rollback")[1]
+
+
+def test_rollback_shows_first_and_changes_nothing(execute: Execute) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    optimize()
+    drop = 'DROP INDEX CONCURRENTLY IF EXISTS "public"."idx_users_tenant_role";'
+    assert drop in optimize("--rollback", "--dry-run")[1]
+    assert drop in optimize("--rollback", "--sql")[1]
+    assert definition(execute, "idx_users_tenant_role")
+
+
+# --------------------------------------------------------------------------- locks
+
+
+class Releasing(running.Reporter):
+    """Lets go of another session's lock after the first attempt."""
+
+    def __init__(self, holder: BaseDatabaseWrapper) -> None:
+        self.holder = holder
+        self.reasons: list[str] = []
+
+    def step_retried(self, *, attempt: int, seconds: float, reason: str) -> None:
+        self.reasons.append(reason)
+        self.holder.rollback()
+
+
+def _lock(holder: BaseDatabaseWrapper, table: str) -> None:
+    holder.set_autocommit(False)
+    with holder.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_locked_table_is_tried_again(execute: Execute, other: BaseDatabaseWrapper) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    reporter = Releasing(other)
+    with running.open_session() as session:
+        declared = declared_state(session.work)
+        plan = make_plan(declared=declared, actual=actual_state(session.work), phases=[1])
+        _lock(other, "users")
+        executor = running.Executor(session=session, reporter=reporter, lock_timeout_ms=500)
+        actor = Actor(service_name="cli")
+        run, failures = running.run_plan(
+            plan=plan, declared=declared, executor=executor, actor=actor
+        )
+    assert failures == []
+    assert run
+    assert "lock timeout" in reporter.reasons[0]
+    assert re.search(r"waited for session \d+", reporter.reasons[0]), "says who was in the way"
+    assert definition(execute, "idx_users_tenant_role")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_reading_a_locked_table_is_tried_again(other: BaseDatabaseWrapper) -> None:
+    reporter = Releasing(other)
+    with running.open_session() as session:
+        _lock(other, "users")
+        assert "uq_users_email_lower" in running.read_actual(session, reporter).indexes
+    assert "locked against reading" in reporter.reasons[0]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_table_that_stays_locked_fails_with_a_sentence(
+    other: BaseDatabaseWrapper,
+) -> None:
+    _lock(other, "users")
+    status, said = optimize("--lock-timeout", "200")
+    other.rollback()
+    assert status == 1
+    assert "Try again when the lock is gone" in said
+
+
+@pytest.mark.usefixtures("impatient")
+def test_old_transaction_that_stays_is_named_and_no_invalid_index_is_left(
+    execute: Execute, other: BaseDatabaseWrapper
+) -> None:
+    """A concurrent build waits for whoever wrote to the table before it began."""
+    execute("DROP INDEX idx_users_tenant_role")
+    other.set_autocommit(False)
+    with other.cursor() as cursor:
+        cursor.execute("LOCK TABLE users IN ROW EXCLUSIVE MODE")  # as any open UPDATE does
+    status, said = optimize("--lock-timeout", "400")
+    other.rollback()
+    assert status == 1
+    assert "idx_users_tenant_role: canceling statement due to lock timeout" in said
+    left = execute("SELECT count(*) FROM pg_class WHERE relname = 'idx_users_tenant_role'")
+    invalid = execute("SELECT count(*) FROM pg_index WHERE NOT indisvalid")
+    # What could not be dropped under the same lock is repaired by the next run.
+    assert left == invalid
+    assert optimize()[0] == 0
+    assert definition(execute, "idx_users_tenant_role")
+
+
+def test_second_run_is_refused_by_name(execute: Execute) -> None:
+    with running.open_session() as session, running.session_lock(session):
+        pid = running._backend(session.work)
+        status, said = optimize()
+        assert status == 1
+        assert f"runs already: session {pid} " in said
+        assert optimize("--check")[0] == 0, "looking needs no lock"
+    assert optimize()[0] == 0
+
+
+def test_transaction_pooler_is_refused(other: BaseDatabaseWrapper) -> None:
+    """Both connections reach one backend, as they do behind a transaction pooler."""
+    with pytest.raises(running.PoolerError, match="DATABASE_DIRECT_URL"):
+        running._refuse_pooler(running.Session(work=other, watch=other))
+
+
+def test_role_without_rights_is_told_what_it_lacks(
+    execute: Execute, other: BaseDatabaseWrapper
+) -> None:
+    execute("CREATE ROLE optimize_nobody")
+    execute("GRANT SELECT ON django_migrations TO optimize_nobody")
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SET ROLE optimize_nobody")
+        with pytest.raises(MissingRightsError, match="GRANT CREATE ON DATABASE"):
+            declared_state(other)
+    finally:
+        execute("DROP OWNED BY optimize_nobody")
+        execute("DROP ROLE optimize_nobody")
+
+
+def test_scratch_schema_is_gone(execute: Execute) -> None:
+    optimize("--check")
+    assert execute("SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'optimize%%'") == [(0,)]
+
+
+def test_progress_reaches_the_reporter(execute: Execute, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second connection sees what the first one builds."""
+    monkeypatch.setattr(running, "POLL_SECONDS", 0.01)
+    execute(
+        "INSERT INTO tenants (id, name, slug, description, status, settings)"
+        " SELECT gen_random_uuid(), md5(i::text), 'tenant-' || i, '', 'active', '{}'"
+        " FROM generate_series(1, 60000) i"
+    )
+    seen: list[str] = []
+
+    class Listening(running.Reporter):
+        def step_progress(self, share: float | None, doing: str) -> None:
+            seen.append(doing)
+
+        def change_started(self, change: Change) -> None:
+            seen.append(change.name)
+
+    execute("ALTER TABLE tenants DROP CONSTRAINT uq_tenants_slug")
+    with running.open_session() as session:
+        declared = declared_state(session.work)
+        plan = make_plan(declared=declared, actual=actual_state(session.work), phases=[1])
+        executor = running.Executor(session=session, reporter=Listening())
+        actor = Actor(service_name="cli")
+        running.run_plan(plan=plan, declared=declared, executor=executor, actor=actor)
+    assert seen[0] == "uq_tenants_slug"
+    assert any("building index" in doing for doing in seen)

@@ -1,0 +1,319 @@
+"""The three views and the readings behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.utils.timezone import now
+
+from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
+from monitoring.models import DatabaseSizeSnapshot, StatementSnapshot
+from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
+from tests.factories import MCPServerFactory, RequestLogFactory, TenantFactory
+
+pytestmark = pytest.mark.django_db
+
+METRICS = {
+    "requests_per_minute",
+    "error_rate",
+    "p95_duration_ms",
+    "open_breakers",
+    "pool_utilisation_percent",
+    "queue_depth",
+    "slow_statement_ms",
+    "index_usage_percent",
+    "table_growth_percent",
+    "database_connections",
+    "cache_hit_ratio",
+    "index_hit_ratio",
+    "dead_rows",
+    "longest_transaction_seconds",
+    "database_size_bytes",
+}
+
+
+def rows(statement: str, *parameters: Any) -> list[dict[str, Any]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters or None)
+        names = [column.name for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def metric(name: str) -> dict[str, dict[str, Any]]:
+    """By subject."""
+    found = rows("SELECT * FROM performance_monitoring WHERE metric = %s", name)
+    return {row["subject"]: row for row in found}
+
+
+def size(table: str) -> dict[str, Any]:
+    (row,) = rows("SELECT * FROM database_size_summary WHERE table_name = %s", table)
+    return row
+
+
+def execute(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+# --------------------------------------------------------------------------- sizes
+
+
+def test_size_summary_adds_up() -> None:
+    found = size("tenants")
+    assert list(found) == [
+        "table_name",
+        "table_size",
+        "index_size",
+        "total_size",
+        "total_size_pretty",
+        "row_estimate",
+        "partitions",
+        "growth_30d_percent",
+    ]
+    assert found["total_size"] == found["table_size"] + found["index_size"] > 0
+    (real,) = rows("SELECT pg_total_relation_size('tenants') AS bytes")
+    assert found["total_size"] == real["bytes"]
+    assert found["growth_30d_percent"] is None
+
+
+def test_partitions_are_summed_into_their_parent() -> None:
+    execute("CREATE TABLE parts (id int, at date) PARTITION BY RANGE (at)")
+    execute("CREATE INDEX parts_at ON parts (at)")
+    for year in (2025, 2026):
+        execute(
+            f"CREATE TABLE parts_{year} PARTITION OF parts"
+            f" FOR VALUES FROM ('{year}-01-01') TO ('{year + 1}-01-01')"
+        )
+    execute(
+        "INSERT INTO parts SELECT i, date '2025-01-01' + i % 700 FROM generate_series(1, 5000) i"
+    )
+    execute("ANALYZE parts")
+    found = size("parts")
+    (real,) = rows(
+        "SELECT pg_total_relation_size('parts_2025') + pg_total_relation_size('parts_2026') AS sum"
+    )
+    assert found["total_size"] == real["sum"]
+    assert (found["partitions"], found["row_estimate"]) == (2, 5000)
+    assert rows("SELECT 1 FROM database_size_summary WHERE table_name = 'parts_2025'") == []
+    (index,) = rows("SELECT * FROM index_usage_summary WHERE table_name = 'parts'")
+    assert index["index_name"] == "parts_at"
+    (real,) = rows("SELECT pg_indexes_size('parts_2025') + pg_indexes_size('parts_2026') AS sum")
+    assert index["index_size"] == real["sum"]
+
+
+@pytest.mark.parametrize(
+    ("days_ago", "expected"),
+    [
+        ({40: 0.25, 31: 0.5, 10: 0.8}, 100.0),  # the newest that is 30 days old
+        ({20: 0.8, 10: 0.5}, 25.0),  # none is: the oldest
+        ({0: 0.5}, None),  # today's own reading is no past
+    ],
+)
+def test_growth_is_measured_against_snapshots(
+    days_ago: dict[int, float], expected: float | None
+) -> None:
+    total = size("tenants")["total_size"]
+    for days, share in days_ago.items():
+        DatabaseSizeSnapshot.objects.create(
+            table_name="tenants",
+            taken_on=now().date() - timedelta(days=days),
+            total_size=round(total * share),
+            row_estimate=0,
+        )
+    assert size("tenants")["growth_30d_percent"] == (
+        None if expected is None else pytest.approx(expected, abs=0.2)
+    )
+
+
+def test_size_snapshot_keeps_one_row_a_day() -> None:
+    taken = size_snapshot_take()
+    assert taken == size_snapshot_take() == DatabaseSizeSnapshot.objects.count()
+    assert DatabaseSizeSnapshot.objects.filter(table_name="request_logs").count() == 1
+
+
+def test_old_size_snapshots_go() -> None:
+    old = now().date() - timedelta(days=500)
+    DatabaseSizeSnapshot.objects.create(
+        table_name="tenants", taken_on=old, total_size=1, row_estimate=1
+    )
+    size_snapshot_take()
+    assert not DatabaseSizeSnapshot.objects.filter(taken_on=old).exists()
+
+
+# --------------------------------------------------------------------------- indexes
+
+
+def test_index_summary_shows_what_an_index_is() -> None:
+    (found,) = rows("SELECT * FROM index_usage_summary WHERE index_name = 'uq_tenants_slug'")
+    assert found["table_name"] == "tenants"
+    assert found["is_valid"] is found["is_unique"] is True
+    assert found["definition"].startswith("CREATE UNIQUE INDEX uq_tenants_slug ON public.tenants")
+    assert found["usage_category"] in {"Unused", "Low", "Moderate", "High"}
+    assert found["is_declared"] is None, "optimize_db has not said yet"
+
+
+# --------------------------------------------------------------------------- the dashboard
+
+
+def test_every_metric_is_there_and_well_formed() -> None:
+    found = rows("SELECT * FROM performance_monitoring")
+    assert list(found[0]) == [
+        "metric",
+        "subject",
+        "value",
+        "unit",
+        "threshold",
+        "status",
+        "measured_at",
+    ]
+    assert {row["metric"] for row in found} >= METRICS
+    assert {row["status"] for row in found} <= {"ok", "warning", "critical"}
+    assert len({(row["metric"], row["subject"]) for row in found}) == len(found)
+
+
+def test_requests_of_the_last_five_minutes() -> None:
+    RequestLogFactory.create_batch(8, duration_ms=100)
+    RequestLogFactory.create_batch(2, duration_ms=9000, status_code=502)
+    RequestLogFactory(request_time=now() - timedelta(minutes=6))
+    assert metric("requests_per_minute")["all"]["value"] == 2.0
+    assert metric("error_rate")["all"]["value"] == pytest.approx(0.2)
+    assert metric("error_rate")["all"]["status"] == "warning"
+    assert metric("p95_duration_ms")["all"]["status"] == "critical"
+
+
+def test_open_breakers_are_counted_and_named() -> None:
+    assert metric("open_breakers")["all"]["status"] == "ok"
+    server = MCPServerFactory(tenant=TenantFactory(slug="acme"), slug="mail")
+    CircuitBreaker.objects.filter(server=server).update(state=BreakerState.OPEN)
+    found = metric("open_breakers")
+    assert found["all"]["value"] == found["acme/mail"]["value"] == 1
+    assert found["all"]["status"] == "warning"
+
+
+def test_pool_and_queue() -> None:
+    server = MCPServerFactory(tenant=None, slug="shared")
+    ConnectionPool.objects.create(
+        server=server, pool_name="node-1", max_size=10, active_connections=9
+    )
+    RequestQueue.objects.create(server=server, queue_name="node-1", max_size=10, current_size=9)
+    pool = metric("pool_utilisation_percent")
+    assert pool["all"]["value"] == pool["shared"]["value"] == 90
+    assert pool["all"]["threshold"] == 85
+    assert pool["all"]["status"] == "warning"
+    queue = metric("queue_depth")
+    assert queue["all"]["value"] == 9
+    assert queue["shared"]["status"] == "critical"
+
+
+def test_slow_statement_of_the_last_reading() -> None:
+    fresh, old = now(), now() - timedelta(minutes=50)
+    for number, (mean, at) in enumerate([(1500.0, fresh), (3.0, fresh), (9999.0, old)]):
+        StatementSnapshot.objects.create(
+            query_id=number,
+            query="SELECT",
+            calls=1,
+            total_ms=1,
+            window_calls=1,
+            window_mean_ms=mean,
+            taken_at=at,
+        )
+    found = metric("slow_statement_ms")
+    assert set(found) == {"all", "0"}
+    assert found["all"]["value"] == 1500.0
+    assert (found["all"]["threshold"], found["all"]["status"]) == (1000, "warning")
+    assert found["all"]["measured_at"] == fresh
+
+
+def test_statement_readings_that_are_old_say_nothing() -> None:
+    StatementSnapshot.objects.create(
+        query_id=1,
+        query="SELECT",
+        calls=1,
+        total_ms=1,
+        window_mean_ms=9999,
+        taken_at=now() - timedelta(hours=4),
+    )
+    assert metric("slow_statement_ms")["all"]["value"] is None
+
+
+@pytest.fixture
+def reader() -> Iterator[None]:
+    """A role that may read the view and nothing else."""
+    execute("CREATE ROLE dashboard_reader")
+    execute("GRANT SELECT ON performance_monitoring TO dashboard_reader")
+    execute("SET LOCAL ROLE dashboard_reader")
+    yield
+    execute("RESET ROLE")
+
+
+@pytest.mark.usefixtures("reader")
+def test_dashboard_works_for_a_role_without_special_rights() -> None:
+    assert {row["metric"] for row in rows("SELECT * FROM performance_monitoring")} >= METRICS
+
+
+# --------------------------------------------------------------------------- statements
+
+
+def test_without_the_extension_nothing_is_read() -> None:
+    if rows("SELECT 1 FROM pg_extension WHERE extname = 'pg_stat_statements'"):
+        with transaction.atomic():
+            execute("DROP EXTENSION pg_stat_statements")
+    assert statement_snapshot_take() is None
+
+
+def test_with_the_extension_it_is_read_where_it_is_preloaded() -> None:
+    if not rows("SELECT 1 FROM pg_available_extensions WHERE name = 'pg_stat_statements'"):
+        pytest.skip("this server has no pg_stat_statements")
+    execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+    preloaded = rows("SHOW shared_preload_libraries")[0]["shared_preload_libraries"]
+    taken = statement_snapshot_take()
+    if "pg_stat_statements" in preloaded:
+        assert taken
+        assert StatementSnapshot.objects.count() == taken
+    else:
+        assert taken is None
+
+
+@pytest.fixture
+def statements() -> None:
+    """A stand-in with the extension's columns, where the server does not preload it."""
+    execute("DROP EXTENSION IF EXISTS pg_stat_statements")
+    execute(
+        "CREATE TABLE pg_stat_statements (queryid bigint, query text, calls bigint,"
+        " total_exec_time double precision, dbid oid)"
+    )
+
+
+def _read(calls: int, total_ms: float) -> StatementSnapshot:
+    from monitoring.snapshots import _read_statements
+
+    execute("TRUNCATE pg_stat_statements")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO pg_stat_statements SELECT 7, 'SELECT $1', %s, %s, oid"
+            " FROM pg_database WHERE datname = current_database()",
+            [calls, total_ms],
+        )
+    assert _read_statements(schema="public") == 1
+    return StatementSnapshot.objects.get(query_id=7)
+
+
+@pytest.mark.usefixtures("statements")
+def test_a_window_is_what_happened_between_two_readings() -> None:
+    first = _read(calls=1000, total_ms=1_000_000)
+    assert (first.window_calls, first.window_mean_ms) == (None, None)
+    second = _read(calls=1010, total_ms=1_000_050)
+    assert (second.window_calls, second.window_mean_ms) == (10, 5.0)
+    idle = _read(calls=1010, total_ms=1_000_050)
+    assert (idle.window_calls, idle.window_mean_ms) == (0, None)
+
+
+@pytest.mark.usefixtures("statements")
+def test_counters_that_were_reset_start_anew() -> None:
+    _read(calls=1000, total_ms=1_000_000)
+    after = _read(calls=4, total_ms=20)
+    assert (after.window_calls, after.window_mean_ms) == (4, 5.0)

@@ -1,0 +1,192 @@
+"""Rows with realistic skew, made inside PostgreSQL: few giants, many small ones, correlated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import connection, models
+from psycopg import sql
+
+from monitoring.models import AuditLog, DatabaseSizeSnapshot, RequestLog
+from registry.models import (
+    MCPServer,
+    ServerMetric,
+    ServerPrompt,
+    ServerResource,
+    ServerTool,
+    SystemConfig,
+    Tenant,
+)
+from security.models import APIKey, EnhancedAPIKey, ServerAccessControl, Session, User
+
+# What a NOT NULL column gets that nobody cares about.
+_FILL = {
+    "uuid": "gen_random_uuid()",
+    "boolean": "false",
+    "jsonb": "'{}'",
+    "timestamp with time zone": "now()",
+    "bytea": "decode(md5(random()::text), 'hex')",
+}
+
+
+def seed_everything() -> None:
+    """A month of a busy gateway in small; deterministic but for ids."""
+    _run("SELECT setseed(0.42)")
+    _seed_registry()
+    _seed_security()
+    _seed_logs()
+    _run("ANALYZE")
+
+
+def _seed_registry() -> None:
+    rows(Tenant, 3000, slug="'tenant-' || i", status="'active'")
+    rows(
+        MCPServer,
+        8000,
+        # The first tenant has a fifteenth of the servers; every tenth server is shared.
+        tenant_id="CASE WHEN i % 10 > 0 THEN tenant.ids[1 + floor(3000 * random() ^ 3)] END",
+        slug="'server-' || i",
+        endpoint_url="'https://host-' || i || '.example.org/mcp'",
+        transport_type="(ARRAY['http', 'http', 'http', 'http', 'sse', 'stdio'])[1 + i % 6]",
+        health_status="(ARRAY['healthy', 'healthy', 'healthy', 'healthy', 'healthy', 'healthy',"
+        " 'degraded', 'unhealthy', 'unknown', 'maintenance'])[1 + floor(10 * random())]",
+        last_health_check="CASE WHEN i % 20 > 0 THEN now() - random() * interval '320 s' END",
+        avg_response_time="exp(3 + 2 * random())",
+        is_enabled="i % 50 > 0",
+        source=_ids(Tenant, "tenant"),
+    )
+    rows(
+        ServerTool,
+        48_000,
+        server_id="server.ids[1 + i / 6 % 8000]",
+        # Six names a server without a repetition: some names on every tenth server.
+        name="'tool_' || i % 6 || '_' || floor(80 * random() ^ 2)",
+        total_calls="calls.made",
+        success_count="floor(calls.made * 0.9)",
+        avg_execution_time="exp(3 + 2 * random())",
+        is_enabled="true",
+        source=_ids(MCPServer, "server")
+        + ", LATERAL (SELECT greatest(0, floor(exp(9 * random()) - 20 + 0 * i)) AS made) calls",
+    )
+    for model, name in ((ServerResource, "uri_template"), (ServerPrompt, "name")):
+        of_server = {"server_id": "server.ids[1 + i / 2 % 8000]", name: "'thing-' || i % 2"}
+        rows(model, 16_000, source=_ids(MCPServer, "server"), **of_server)
+    rows(
+        SystemConfig,
+        6000,
+        tenant_id="tenant.ids[1 + i / 20]",
+        key="'setting.' || i % 20",
+        source=_ids(Tenant, "tenant"),
+    )
+    rows(
+        ServerMetric,
+        40_000,
+        server_id="server.ids[1 + floor(400 * random() ^ 2)]",
+        timestamp="now() - random() * interval '30 days'",
+        source=_ids(MCPServer, "server"),
+    )
+    _run("UPDATE circuit_breakers SET state = 'open' WHERE random() < 0.01")
+
+
+def _seed_security() -> None:
+    of_tenant = {
+        "tenant_id": "tenant.ids[1 + floor(3000 * random() ^ 2)]",
+        "source": _ids(Tenant, "tenant"),
+    }
+    rows(
+        User,
+        6000,
+        username="'user' || i",
+        email="'user' || i || '@example.org'",
+        role="(ARRAY['admin', 'user', 'user', 'user', 'service', 'readonly'])[1 + i % 6]",
+        is_active="i % 9 > 0",
+        **of_tenant,
+    )
+    rows(
+        Session,
+        20_000,
+        user_id="person.ids[1 + floor(6000 * random() ^ 2)]",
+        session_token="md5(i::text) || md5(i::text)",
+        expires_at="now() + (random() - 0.7) * interval '20 days'",
+        is_active="random() < 0.3",
+        last_activity="now() - random() * interval '20 days'",
+        source=_ids(User, "person"),
+    )
+    live = {"is_active": "i % 5 > 0"}
+    rows(APIKey, 6000, key_hash="md5(i::text) || md5(i::text)", **live, **of_tenant)
+    rows(EnhancedAPIKey, 6000, key_prefix="'p' || i", **live, **of_tenant)
+    rows(
+        ServerAccessControl,
+        10_000,
+        server_id="server.ids[1 + i % 8000]",
+        user_id="person.ids[1 + i % 6000]",
+        is_active="true",
+        source=f"{_ids(MCPServer, 'server')}, {_ids(User, 'person')}",
+    )
+
+
+def _seed_logs() -> None:
+    rows(
+        RequestLog,
+        100_000,
+        request_time="now() - (100000 - i) * interval '26 s'",
+        tenant_id="tenant.ids[1 + floor(3000 * random() ^ 3)]",
+        target_server_id="server.ids[route.n]",
+        method="CASE WHEN i % 30 > 0 THEN 'POST' ELSE 'GET' END",
+        path="'/mcp/server-' || route.n",
+        status_code="CASE WHEN random() < 0.93 THEN 200 ELSE 502 END",
+        duration_ms="exp(2 + 4 * random())",
+        source=f"{_ids(Tenant, 'tenant')}, {_ids(MCPServer, 'server')},"
+        " LATERAL (SELECT 1 + floor(800 * random() ^ 3 + 0 * i)::int AS n) route",
+    )
+    rows(
+        AuditLog,
+        40_000,
+        timestamp="now() - (40000 - i) * interval '65 s'",
+        tenant_id="tenant.ids[1 + floor(3000 * random() ^ 3)]",
+        source=_ids(Tenant, "tenant"),
+    )
+    rows(
+        DatabaseSizeSnapshot,
+        12_000,
+        table_name="'table_' || i % 30",
+        taken_on="current_date - i / 30",
+    )
+
+
+def rows(model: type[models.Model], count: int, *, source: str = "", **columns: str) -> None:
+    """Insert `count` rows; each column is an SQL expression over i, 1 to count."""
+    values = {
+        field.column: columns.pop(field.column, None) or _fill(field)
+        for field in model._meta.concrete_fields
+    }
+    assert not columns, f"{model.__name__} has no {', '.join(columns)}"
+    statement = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM generate_series(1, {}) i{}").format(
+        sql.Identifier(model._meta.db_table),
+        sql.SQL(", ").join(map(sql.Identifier, values)),
+        sql.SQL(", ").join(map(sql.SQL, values.values())),
+        count,
+        sql.SQL(f", {source}" if source else ""),
+    )
+    _run(statement)
+
+
+def _fill(field: Any) -> str:
+    if field.null:
+        return "NULL"
+    kind = field.db_type(connection)
+    if kind.endswith("[]"):
+        return "'{}'"
+    if field.choices:
+        return f"'{field.choices[0][0]}'"
+    return _FILL.get(kind, "''" if "char" in kind or kind == "text" else "1")
+
+
+def _ids(model: type[models.Model], name: str) -> str:
+    table = model._meta.db_table
+    return f"(SELECT array_agg(id ORDER BY id) AS ids FROM {table}) {name}"  # noqa: S608
+
+
+def _run(statement: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
