@@ -106,7 +106,7 @@ def _connect() -> BaseDatabaseWrapper:
     default = connections["default"]
     connection = default.copy()
     # settings.DATABASE_DIRECT: the same database without a pooler in between, if there is one.
-    direct = getattr(settings, "DATABASE_DIRECT", None) or {}
+    direct = settings.DATABASE_DIRECT or {}
     connection.settings_dict = deepcopy(default.settings_dict) | deepcopy(direct)
     options = {**connection.settings_dict["OPTIONS"], "application_name": APPLICATION_NAME}
     connection.settings_dict["OPTIONS"] = options
