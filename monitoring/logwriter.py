@@ -141,9 +141,7 @@ class LogWriter:
 
     async def _flush(self) -> None:
         while self._waiting:
-            batch = [
-                self._waiting.popleft() for _ in range(min(BATCH_ROWS, len(self._waiting)))
-            ]
+            batch = [self._waiting.popleft() for _ in range(min(BATCH_ROWS, len(self._waiting)))]
             try:
                 await self._write(batch)
             except BaseException:

@@ -91,9 +91,7 @@ class RequestLog(models.Model):
         verbose_name = "request log entry"
         verbose_name_plural = "request log"
         indexes = [
-            NamedIndex(
-                fields=["tenant_id", "-request_time"], name="idx_request_logs_tenant_time"
-            ),
+            NamedIndex(fields=["tenant_id", "-request_time"], name="idx_request_logs_tenant_time"),
             NamedIndex(fields=["request_id"], name="idx_request_logs_request_id"),
             NamedIndex(
                 fields=["path", "method", "target_server_id", "duration_ms", "-request_time"],
@@ -286,9 +284,7 @@ class StatementSnapshot(UUIDModel, TimestampedModel):
     class Meta:
         db_table = "statement_snapshots"
         constraints = [
-            models.UniqueConstraint(
-                fields=["query_id"], name="uq_statement_snapshots_query_id"
-            ),
+            models.UniqueConstraint(fields=["query_id"], name="uq_statement_snapshots_query_id"),
         ]
 
     def __str__(self) -> str:
@@ -306,9 +302,7 @@ class DeclaredIndex(UUIDModel, TimestampedModel):
         db_table = "declared_indexes"
         verbose_name_plural = "declared indexes"
         constraints = [
-            models.UniqueConstraint(
-                fields=["index_name"], name="uq_declared_indexes_index_name"
-            ),
+            models.UniqueConstraint(fields=["index_name"], name="uq_declared_indexes_index_name"),
         ]
 
     def __str__(self) -> str:

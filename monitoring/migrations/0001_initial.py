@@ -13,154 +13,364 @@ import registry.db.indexes
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
-        ('registry', '0001_initial'),
+        ("registry", "0001_initial"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='AuditLog',
+            name="AuditLog",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('timestamp', models.DateTimeField(default=django.utils.timezone.now)),
-                ('tenant_id', models.UUIDField(null=True)),
-                ('user_id', models.UUIDField(null=True)),
-                ('api_key_id', models.UUIDField(null=True)),
-                ('service_name', models.CharField(max_length=63)),
-                ('action', models.CharField(max_length=63)),
-                ('resource_type', models.CharField(blank=True, max_length=63)),
-                ('resource_id', models.CharField(blank=True, max_length=255)),
-                ('details', models.JSONField(default=dict)),
-                ('request_id', models.UUIDField(null=True)),
-                ('ip_address', models.GenericIPAddressField(null=True)),
-                ('user_agent', models.CharField(blank=True, max_length=512)),
-                ('success', models.BooleanField(default=True)),
-                ('error_message', models.TextField(blank=True)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("timestamp", models.DateTimeField(default=django.utils.timezone.now)),
+                ("tenant_id", models.UUIDField(null=True)),
+                ("user_id", models.UUIDField(null=True)),
+                ("api_key_id", models.UUIDField(null=True)),
+                ("service_name", models.CharField(max_length=63)),
+                ("action", models.CharField(max_length=63)),
+                ("resource_type", models.CharField(blank=True, max_length=63)),
+                ("resource_id", models.CharField(blank=True, max_length=255)),
+                ("details", models.JSONField(default=dict)),
+                ("request_id", models.UUIDField(null=True)),
+                ("ip_address", models.GenericIPAddressField(null=True)),
+                ("user_agent", models.CharField(blank=True, max_length=512)),
+                ("success", models.BooleanField(default=True)),
+                ("error_message", models.TextField(blank=True)),
             ],
             options={
-                'verbose_name': 'audit log entry',
-                'verbose_name_plural': 'audit log',
-                'db_table': 'audit_logs',
-                'indexes': [registry.db.indexes.NamedIndex(fields=['tenant_id', '-timestamp'], name='idx_audit_logs_tenant_time')],
+                "verbose_name": "audit log entry",
+                "verbose_name_plural": "audit log",
+                "db_table": "audit_logs",
+                "indexes": [
+                    registry.db.indexes.NamedIndex(
+                        fields=["tenant_id", "-timestamp"], name="idx_audit_logs_tenant_time"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
-            name='DataRetentionPolicy',
+            name="DataRetentionPolicy",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('name', models.CharField(max_length=255)),
-                ('description', models.TextField(blank=True)),
-                ('table_name', models.CharField(max_length=63)),
-                ('date_column', models.CharField(max_length=63)),
-                ('retention_days', models.PositiveIntegerField(validators=[django.core.validators.MinValueValidator(1)])),
-                ('batch_size', models.PositiveIntegerField(default=1000, validators=[django.core.validators.MinValueValidator(1)])),
-                ('conditions', models.JSONField(blank=True, default=dict)),
-                ('is_active', models.BooleanField(default=True)),
-                ('last_run', models.DateTimeField(blank=True, null=True)),
-                ('next_run', models.DateTimeField(blank=True, null=True)),
-                ('total_deleted', models.PositiveBigIntegerField(default=0)),
-                ('last_deleted_count', models.PositiveBigIntegerField(default=0)),
-                ('avg_execution_time_ms', models.FloatField(blank=True, null=True)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("name", models.CharField(max_length=255)),
+                ("description", models.TextField(blank=True)),
+                ("table_name", models.CharField(max_length=63)),
+                ("date_column", models.CharField(max_length=63)),
+                (
+                    "retention_days",
+                    models.PositiveIntegerField(
+                        validators=[django.core.validators.MinValueValidator(1)]
+                    ),
+                ),
+                (
+                    "batch_size",
+                    models.PositiveIntegerField(
+                        default=1000, validators=[django.core.validators.MinValueValidator(1)]
+                    ),
+                ),
+                ("conditions", models.JSONField(blank=True, default=dict)),
+                ("is_active", models.BooleanField(default=True)),
+                ("last_run", models.DateTimeField(blank=True, null=True)),
+                ("next_run", models.DateTimeField(blank=True, null=True)),
+                ("total_deleted", models.PositiveBigIntegerField(default=0)),
+                ("last_deleted_count", models.PositiveBigIntegerField(default=0)),
+                ("avg_execution_time_ms", models.FloatField(blank=True, null=True)),
             ],
             options={
-                'verbose_name_plural': 'data retention policies',
-                'db_table': 'data_retention_policies',
-                'constraints': [models.UniqueConstraint(fields=('name',), name='uq_data_retention_policies_name'), models.CheckConstraint(condition=models.Q(('retention_days__gt', 0)), name='ck_data_retention_policies_retention_days'), models.CheckConstraint(condition=models.Q(('batch_size__gt', 0)), name='ck_data_retention_policies_batch_size')],
+                "verbose_name_plural": "data retention policies",
+                "db_table": "data_retention_policies",
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("name",), name="uq_data_retention_policies_name"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("retention_days__gt", 0)),
+                        name="ck_data_retention_policies_retention_days",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("batch_size__gt", 0)),
+                        name="ck_data_retention_policies_batch_size",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='MaterializedView',
+            name="MaterializedView",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('name', models.CharField(max_length=63)),
-                ('description', models.TextField(blank=True)),
-                ('query', models.TextField(blank=True, editable=False)),
-                ('indexes', models.JSONField(blank=True, default=list, editable=False)),
-                ('refresh_strategy', models.CharField(choices=[('manual', 'By hand'), ('scheduled', 'On a schedule'), ('triggered', 'After its tables changed')], default='scheduled', max_length=9)),
-                ('refresh_interval_minutes', models.PositiveIntegerField(default=60, validators=[django.core.validators.MinValueValidator(1)])),
-                ('refresh_triggers', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(max_length=63), blank=True, default=list, size=None)),
-                ('is_active', models.BooleanField(default=True)),
-                ('last_refreshed', models.DateTimeField(blank=True, null=True)),
-                ('next_refresh', models.DateTimeField(blank=True, null=True)),
-                ('refresh_count', models.PositiveBigIntegerField(default=0)),
-                ('avg_refresh_time_ms', models.FloatField(blank=True, null=True)),
-                ('row_count', models.PositiveBigIntegerField(blank=True, null=True)),
-                ('size_bytes', models.PositiveBigIntegerField(blank=True, null=True)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("name", models.CharField(max_length=63)),
+                ("description", models.TextField(blank=True)),
+                ("query", models.TextField(blank=True, editable=False)),
+                ("indexes", models.JSONField(blank=True, default=list, editable=False)),
+                (
+                    "refresh_strategy",
+                    models.CharField(
+                        choices=[
+                            ("manual", "By hand"),
+                            ("scheduled", "On a schedule"),
+                            ("triggered", "After its tables changed"),
+                        ],
+                        default="scheduled",
+                        max_length=9,
+                    ),
+                ),
+                (
+                    "refresh_interval_minutes",
+                    models.PositiveIntegerField(
+                        default=60, validators=[django.core.validators.MinValueValidator(1)]
+                    ),
+                ),
+                (
+                    "refresh_triggers",
+                    django.contrib.postgres.fields.ArrayField(
+                        base_field=models.CharField(max_length=63),
+                        blank=True,
+                        default=list,
+                        size=None,
+                    ),
+                ),
+                ("is_active", models.BooleanField(default=True)),
+                ("last_refreshed", models.DateTimeField(blank=True, null=True)),
+                ("next_refresh", models.DateTimeField(blank=True, null=True)),
+                ("refresh_count", models.PositiveBigIntegerField(default=0)),
+                ("avg_refresh_time_ms", models.FloatField(blank=True, null=True)),
+                ("row_count", models.PositiveBigIntegerField(blank=True, null=True)),
+                ("size_bytes", models.PositiveBigIntegerField(blank=True, null=True)),
             ],
             options={
-                'db_table': 'materialized_views',
-                'constraints': [models.UniqueConstraint(fields=('name',), name='uq_materialized_views_name'), models.CheckConstraint(condition=models.Q(('refresh_strategy__in', ['manual', 'scheduled', 'triggered'])), name='ck_materialized_views_refresh_strategy')],
+                "db_table": "materialized_views",
+                "constraints": [
+                    models.UniqueConstraint(fields=("name",), name="uq_materialized_views_name"),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("refresh_strategy__in", ["manual", "scheduled", "triggered"])
+                        ),
+                        name="ck_materialized_views_refresh_strategy",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='RequestLog',
+            name="RequestLog",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('request_time', models.DateTimeField(default=django.utils.timezone.now)),
-                ('request_id', models.UUIDField(default=registry.db.ids.uuid7)),
-                ('tenant_id', models.UUIDField(null=True)),
-                ('user_id', models.UUIDField(null=True)),
-                ('api_key_id', models.UUIDField(null=True)),
-                ('ip_address', models.GenericIPAddressField(null=True)),
-                ('method', models.CharField(max_length=16)),
-                ('path', models.CharField(max_length=512)),
-                ('rpc_method', models.CharField(blank=True, max_length=255)),
-                ('tool_name', models.CharField(blank=True, max_length=255)),
-                ('target_server_id', models.UUIDField(null=True)),
-                ('status_code', models.PositiveSmallIntegerField()),
-                ('duration_ms', models.FloatField()),
-                ('upstream_ms', models.FloatField(null=True)),
-                ('queue_ms', models.FloatField(null=True)),
-                ('request_size_bytes', models.PositiveBigIntegerField(default=0)),
-                ('response_size_bytes', models.PositiveBigIntegerField(default=0)),
-                ('error_type', models.CharField(blank=True, max_length=63)),
-                ('error_message', models.TextField(blank=True)),
-                ('protocol_version', models.CharField(blank=True, max_length=32)),
-                ('request_metadata', models.JSONField(default=dict)),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                ("request_time", models.DateTimeField(default=django.utils.timezone.now)),
+                ("request_id", models.UUIDField(default=registry.db.ids.uuid7)),
+                ("tenant_id", models.UUIDField(null=True)),
+                ("user_id", models.UUIDField(null=True)),
+                ("api_key_id", models.UUIDField(null=True)),
+                ("ip_address", models.GenericIPAddressField(null=True)),
+                ("method", models.CharField(max_length=16)),
+                ("path", models.CharField(max_length=512)),
+                ("rpc_method", models.CharField(blank=True, max_length=255)),
+                ("tool_name", models.CharField(blank=True, max_length=255)),
+                ("target_server_id", models.UUIDField(null=True)),
+                ("status_code", models.PositiveSmallIntegerField()),
+                ("duration_ms", models.FloatField()),
+                ("upstream_ms", models.FloatField(null=True)),
+                ("queue_ms", models.FloatField(null=True)),
+                ("request_size_bytes", models.PositiveBigIntegerField(default=0)),
+                ("response_size_bytes", models.PositiveBigIntegerField(default=0)),
+                ("error_type", models.CharField(blank=True, max_length=63)),
+                ("error_message", models.TextField(blank=True)),
+                ("protocol_version", models.CharField(blank=True, max_length=32)),
+                ("request_metadata", models.JSONField(default=dict)),
             ],
             options={
-                'verbose_name': 'request log entry',
-                'verbose_name_plural': 'request log',
-                'db_table': 'request_logs',
-                'indexes': [registry.db.indexes.NamedIndex(fields=['tenant_id', '-request_time'], name='idx_request_logs_tenant_time'), registry.db.indexes.NamedIndex(fields=['request_id'], name='idx_request_logs_request_id'), registry.db.indexes.NamedIndex(condition=models.Q(('status_code__lt', 400)), fields=['path', 'method', 'target_server_id', 'duration_ms', '-request_time'], name='idx_request_routing_composite')],
+                "verbose_name": "request log entry",
+                "verbose_name_plural": "request log",
+                "db_table": "request_logs",
+                "indexes": [
+                    registry.db.indexes.NamedIndex(
+                        fields=["tenant_id", "-request_time"], name="idx_request_logs_tenant_time"
+                    ),
+                    registry.db.indexes.NamedIndex(
+                        fields=["request_id"], name="idx_request_logs_request_id"
+                    ),
+                    registry.db.indexes.NamedIndex(
+                        condition=models.Q(("status_code__lt", 400)),
+                        fields=[
+                            "path",
+                            "method",
+                            "target_server_id",
+                            "duration_ms",
+                            "-request_time",
+                        ],
+                        name="idx_request_routing_composite",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='PerformanceAlert',
+            name="PerformanceAlert",
             fields=[
-                ('id', models.UUIDField(default=registry.db.ids.uuid7, editable=False, primary_key=True, serialize=False)),
-                ('created_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), default=django.utils.timezone.now, editable=False)),
-                ('updated_at', models.DateTimeField(auto_now=True, db_default=django.db.models.functions.datetime.Now())),
-                ('name', models.CharField(max_length=255)),
-                ('description', models.TextField(blank=True)),
-                ('metric_name', models.CharField(max_length=63)),
-                ('threshold_value', models.FloatField()),
-                ('comparison_operator', models.CharField(choices=[('>', 'greater than'), ('<', 'less than'), ('>=', 'at least'), ('<=', 'at most'), ('==', 'equal to')], default='>', max_length=2)),
-                ('duration_minutes', models.PositiveIntegerField(default=5, help_text='How long the condition must hold; 0: at once.')),
-                ('severity', models.CharField(choices=[('info', 'Info'), ('warning', 'Warning'), ('critical', 'Critical')], default='warning', max_length=8)),
-                ('is_active', models.BooleanField(default=True)),
-                ('is_triggered', models.BooleanField(default=False)),
-                ('first_triggered', models.DateTimeField(blank=True, null=True)),
-                ('last_triggered', models.DateTimeField(blank=True, null=True)),
-                ('trigger_count', models.PositiveIntegerField(default=0)),
-                ('acknowledged_at', models.DateTimeField(blank=True, null=True)),
-                ('notification_channels', models.JSONField(blank=True, default=list)),
-                ('cooldown_minutes', models.PositiveIntegerField(default=60)),
-                ('last_notification', models.DateTimeField(blank=True, null=True)),
-                ('acknowledged_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),
-                ('server', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='alerts', to='registry.mcpserver')),
+                (
+                    "id",
+                    models.UUIDField(
+                        default=registry.db.ids.uuid7,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
+                    ),
+                ),
+                (
+                    "created_at",
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        default=django.utils.timezone.now,
+                        editable=False,
+                    ),
+                ),
+                (
+                    "updated_at",
+                    models.DateTimeField(
+                        auto_now=True, db_default=django.db.models.functions.datetime.Now()
+                    ),
+                ),
+                ("name", models.CharField(max_length=255)),
+                ("description", models.TextField(blank=True)),
+                ("metric_name", models.CharField(max_length=63)),
+                ("threshold_value", models.FloatField()),
+                (
+                    "comparison_operator",
+                    models.CharField(
+                        choices=[
+                            (">", "greater than"),
+                            ("<", "less than"),
+                            (">=", "at least"),
+                            ("<=", "at most"),
+                            ("==", "equal to"),
+                        ],
+                        default=">",
+                        max_length=2,
+                    ),
+                ),
+                (
+                    "duration_minutes",
+                    models.PositiveIntegerField(
+                        default=5, help_text="How long the condition must hold; 0: at once."
+                    ),
+                ),
+                (
+                    "severity",
+                    models.CharField(
+                        choices=[
+                            ("info", "Info"),
+                            ("warning", "Warning"),
+                            ("critical", "Critical"),
+                        ],
+                        default="warning",
+                        max_length=8,
+                    ),
+                ),
+                ("is_active", models.BooleanField(default=True)),
+                ("is_triggered", models.BooleanField(default=False)),
+                ("first_triggered", models.DateTimeField(blank=True, null=True)),
+                ("last_triggered", models.DateTimeField(blank=True, null=True)),
+                ("trigger_count", models.PositiveIntegerField(default=0)),
+                ("acknowledged_at", models.DateTimeField(blank=True, null=True)),
+                ("notification_channels", models.JSONField(blank=True, default=list)),
+                ("cooldown_minutes", models.PositiveIntegerField(default=60)),
+                ("last_notification", models.DateTimeField(blank=True, null=True)),
+                (
+                    "acknowledged_by",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="+",
+                        to=settings.AUTH_USER_MODEL,
+                    ),
+                ),
+                (
+                    "server",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="alerts",
+                        to="registry.mcpserver",
+                    ),
+                ),
             ],
             options={
-                'db_table': 'performance_alerts',
-                'constraints': [models.UniqueConstraint(fields=('name',), name='uq_performance_alerts_name'), models.CheckConstraint(condition=models.Q(('comparison_operator__in', ['>', '<', '>=', '<=', '=='])), name='ck_performance_alerts_comparison_operator'), models.CheckConstraint(condition=models.Q(('severity__in', ['info', 'warning', 'critical'])), name='ck_performance_alerts_severity')],
+                "db_table": "performance_alerts",
+                "constraints": [
+                    models.UniqueConstraint(fields=("name",), name="uq_performance_alerts_name"),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("comparison_operator__in", [">", "<", ">=", "<=", "=="])
+                        ),
+                        name="ck_performance_alerts_comparison_operator",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("severity__in", ["info", "warning", "critical"])),
+                        name="ck_performance_alerts_severity",
+                    ),
+                ],
             },
         ),
     ]
