@@ -135,10 +135,11 @@ class Children:
         for child in self._started:
             child.check()
 
-    def watch(self) -> None:
-        """Wait until one of them ends; ChildError says which."""
+    def watch(self, *, each_round: Callable[[], None]) -> None:
+        """Wait until one of them ends; ChildError says which. Calls back a few times a second."""
         while True:
             self.check()
+            each_round()
             time.sleep(0.2)
 
     def stop(self) -> None:

@@ -22,7 +22,7 @@ from gateway import development
 from gateway.children import Child, ChildError, Children
 from gateway.defaults import DEFAULT_TENANT
 from gateway.listening import check_address, url_of
-from registry.db.embedded import DATABASE, local_cluster
+from registry.db.embedded import DATABASE, Cluster, local_cluster
 from registry.db.filelock import lock_alone, open_lock
 from registry.models import Tenant
 from security.models import User
@@ -87,10 +87,15 @@ def up(
         tell(url)
         _allow_private_upstreams()
         on_step("Starting PostgreSQL" if settings.DATABASE_IS_EMBEDDED else "Connecting")
-        with _database(), _children(wanted.host, on_error) as children:
+        with _database() as cluster, _children(wanted.host, on_error) as children:
+
+            def keep_database_up() -> None:
+                if cluster is not None and cluster.revive():
+                    on_error("PostgreSQL had ended; it was started again.")
+
             try:
                 on_ready(_start(wanted, port=port, url=url, children=children, on_step=on_step))
-                children.watch()
+                children.watch(each_round=keep_database_up)
             except ChildError as error:
                 raise CommandError(str(error)) from None
 
@@ -108,7 +113,7 @@ def _start(
     password = development.admin_password(folder=settings.LOCAL_DIR, may_reset=embedded)
     if wanted.seed or (wanted.seed is None and first_run):
         on_step("Adding development data")
-        _run("seed_dev_data")
+        _run("seed_dev_data", verbosity=0)  # its keys are shown once, and not in a log
     key = development.development_key(folder=settings.LOCAL_DIR, tenant=tenant)
     on_step("Registering the sample server")
     development.sample_known(tenant=tenant, url=_sample_url(sample))
@@ -128,13 +133,13 @@ def _start(
     )
 
 
-def _run(command: str) -> None:
+def _run(command: str, *, verbosity: int = 1) -> None:
     """Run a command of ours; what it prints goes to .local/logs/setup.log."""
     with (settings.LOCAL_DIR / "logs" / "setup.log").open("a", encoding="utf-8") as log:
         log.write(f"== {command}\n")
         # Both: a command may print through Django or straight to standard output.
         with contextlib.redirect_stdout(log):
-            call_command(command, stdout=log)
+            call_command(command, stdout=log, verbosity=verbosity)
 
 
 # ------------------------------------------------------------ the parts
@@ -168,7 +173,7 @@ def _only_one() -> Iterator[Callable[[str], None]]:
         yield tell
 
 
-def _database() -> AbstractContextManager[object]:
+def _database() -> AbstractContextManager[Cluster | None]:
     if settings.DATABASE_IS_EMBEDDED:
         return local_cluster(settings.LOCAL_DIR).running()
     return nullcontext()

@@ -153,6 +153,14 @@ class Cluster:
                     self._stop()
                 users.close()  # while nobody else is leaving: one of us must be the last
 
+    def revive(self) -> bool:
+        """Start the server again if it was killed; True if so. For who is inside `running`."""
+        if self._postmaster():
+            return False
+        with locked(self.folder / "postgres.start.lock"):
+            self._ensure()
+        return True
+
     def remove(self) -> None:
         """Stop the server and delete all of it. For clusters that nobody else uses."""
         self._stop()

@@ -192,6 +192,28 @@ def test_up_recovers_after_kill_9_of_everything(up: Callable[..., Up], local: Pa
     assert again["admin"] == found["admin"]
 
 
+def test_a_killed_database_comes_back_by_itself(up: Callable[..., Up], local: Path) -> None:
+    running = up("--no-seed", "--port", "0")
+    ready = running.ready()
+    server = Cluster(local)._postmaster()
+    assert server
+    os.kill(server, signal.SIGKILL)
+    deadline = time.monotonic() + READY_SECONDS
+    while Cluster(local)._postmaster() in {None, server} and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while not _is_ready(ready["url"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert asyncio.run(call_add(ready["mcp_url"], ready["api_key"])) == "5"
+    assert running.stop() == 0
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/health/ready", timeout=10).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
 def test_children_do_not_outlive_up(up: Callable[..., Up]) -> None:
     run = up("--port", "0", "--no-seed")
     run.ready()
