@@ -6,12 +6,15 @@ kept here until something has to be written anyway.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
+from django.db import DatabaseError
 from django.utils.timezone import now
 
 from gateway import services
@@ -20,6 +23,8 @@ from gateway.proxy.orm import OrmThreads
 from gateway.proxy.route import Route
 
 __all__ = ["BreakerClient", "Permit"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class BreakerClient:
         self._healthy[permit.breaker_id] += 1
         if permit.probe_until is None and not permit.had_failures:
             return
-        await self._orm.run(
+        await self._tell(
             partial(
                 services.breaker_record_success,
                 breaker_id=permit.breaker_id,
@@ -72,7 +77,7 @@ class BreakerClient:
         )
 
     async def failed(self, permit: Permit, *, timed_out: bool) -> None:
-        await self._orm.run(
+        await self._tell(
             partial(
                 services.breaker_record_failure,
                 breaker_id=permit.breaker_id,
@@ -87,7 +92,7 @@ class BreakerClient:
         """The call never reached the server: a probe is given back."""
         if permit.probe_until is None:
             return
-        await self._orm.run(
+        await self._tell(
             partial(
                 services.breaker_release_probe,
                 breaker_id=permit.breaker_id,
@@ -95,6 +100,13 @@ class BreakerClient:
                 at=now(),
             )
         )
+
+    async def _tell(self, work: Callable[[], object]) -> None:
+        """Record an outcome. The call is over: a database that is away must not undo its answer."""
+        try:
+            await self._orm.run(work)
+        except DatabaseError as error:
+            logger.warning("a breaker was not told the outcome of a call: %s", error)
 
 
 def _open(route: Route, retry_after: float) -> Failure:

@@ -14,6 +14,7 @@ from uuid import UUID
 import aiohttp
 import psycopg
 from django.conf import settings
+from django.db import OperationalError as DjangoOperationalError
 from django.utils.timezone import now
 from psycopg_pool import PoolTimeout
 
@@ -112,7 +113,7 @@ class Exchange:
             raise
         except Failure as failure:
             await self._fail(failure)
-        except (psycopg.OperationalError, PoolTimeout) as error:
+        except (psycopg.OperationalError, DjangoOperationalError, PoolTimeout) as error:
             logger.warning("the database does not answer: %s", error)
             await self._fail(
                 Failure(
