@@ -6,6 +6,7 @@ exactly one sees its row count be 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from registry.changes import row_change
 
 __all__ = [
     "GAUGE_LIFETIME",
+    "breaker_add_healthy",
     "breaker_claim_probe",
     "breaker_force",
     "breaker_record_failure",
@@ -95,6 +97,14 @@ def breaker_record_success(
         probe_until=None,
         **common,
     )
+
+
+def breaker_add_healthy(*, calls: Mapping[UUID, int]) -> None:
+    """Add healthy calls to the totals, breaker by breaker."""
+    for breaker_id, count in calls.items():
+        CircuitBreaker.objects.filter(id=breaker_id).update(
+            total_requests=F("total_requests") + count
+        )
 
 
 def breaker_record_failure(

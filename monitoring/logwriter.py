@@ -22,7 +22,7 @@ from psycopg import sql
 from registry.db.ids import uuid7
 from registry.db.pool import Pool
 
-__all__ = ["LogWriter", "RequestRow"]
+__all__ = ["LogWriter", "RequestRow", "storable"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +81,14 @@ _COPY = sql.SQL("COPY request_logs ({}) FROM STDIN").format(
 
 def _value(name: str, value: Any) -> Any:
     if name in _WIDTHS:
-        return _clean(value)[: _WIDTHS[name]]
+        return storable(value)[: _WIDTHS[name]]
     if name == "request_metadata":
-        return _clean(json.dumps(value).replace("\\u0000", ""))
+        return json.dumps(value).replace("\\u0000", "")
     return value
 
 
-def _clean(text: str) -> str:
-    """What PostgreSQL can store: no NUL, no lone surrogate."""
+def storable(text: str) -> str:
+    """A text as PostgreSQL can store it: no NUL, no lone surrogate."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
@@ -132,34 +132,44 @@ class LogWriter:
             try:
                 await self._flush()
                 pause = FLUSH_SECONDS
-            except (psycopg.Error, OSError) as error:
+            except psycopg.OperationalError as error:
                 # PostgreSQL is away: keep the rows, ask less and less often.
                 pause = min(5.0, pause * 2)
                 logger.warning("request log waits (%d rows): %s", len(self._waiting), error)
+            except Exception:
+                # Whatever it is, the task must live: without it rows gather until they are lost.
+                pause = min(5.0, pause * 2)
+                logger.exception("request log waits (%d rows)", len(self._waiting))
             if self._stopping and (not self._waiting or pause > FLUSH_SECONDS):
                 return
 
     async def _flush(self) -> None:
         while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(BATCH_ROWS, len(self._waiting)))]
-            try:
-                await self._write(batch)
-            except BaseException:
-                self._waiting.extendleft(reversed(batch))
-                raise
+            size = min(BATCH_ROWS, len(self._waiting))
+            await self._write([self._waiting.popleft() for _ in range(size)])
 
     async def _write(self, batch: list[RequestRow]) -> None:
-        """Copy a batch; halve it where PostgreSQL refuses a row, until that row stands alone."""
-        try:
-            await self._copy(batch)
-        except psycopg.DataError as error:
-            if len(batch) == 1:
-                self.dropped += 1
-                logger.error("request log row refused: %s", error)  # noqa: TRY400  (one line)
-                return
-            half = len(batch) // 2
-            await self._write(batch[:half])
-            await self._write(batch[half:])
+        """Copy a batch; halve it where PostgreSQL refuses a row, until that row stands alone.
+
+        Rows that could not be tried go back to the front of those that wait.
+        """
+        pieces = [batch]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                await self._copy(piece)
+            except (psycopg.DataError, psycopg.IntegrityError) as error:
+                half = len(piece) // 2
+                if half:
+                    pieces += [piece[half:], piece[:half]]
+                elif not isinstance(error, psycopg.errors.UniqueViolation):
+                    self.dropped += 1
+                    logger.error("request log row refused: %s", error)  # noqa: TRY400  (one line)
+                # A row that is there already was written by a try whose answer got lost.
+            except BaseException:
+                untried = [row for left in (*pieces, piece) for row in left]
+                self._waiting.extendleft(reversed(untried))
+                raise
 
     async def _copy(self, batch: list[RequestRow]) -> None:
         async with self._pool.connection() as connection, connection.transaction():

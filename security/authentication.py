@@ -12,18 +12,23 @@ from typing import Protocol
 from security.keys import ParsedKey, hash_secret, parse_key
 from security.refusals import Reason, Refusal
 
-__all__ = ["KeyFacts", "check_key", "ip_allowed", "presented_key", "refuse_unknown_key"]
+__all__ = [
+    "KeyFacts",
+    "KeyState",
+    "check_key",
+    "check_state",
+    "ip_allowed",
+    "presented_key",
+    "proves",
+    "refuse_unknown_key",
+]
 
 BEARER = "bearer "
 
 
-class KeyFacts(Protocol):
-    """What is needed to check a key; an `EnhancedAPIKey` row has it."""
+class KeyState(Protocol):
+    """Whether a key that was proved may be used."""
 
-    @property
-    def key_hash(self) -> bytes: ...
-    @property
-    def salt(self) -> bytes: ...
     @property
     def is_active(self) -> bool: ...
     @property
@@ -34,6 +39,15 @@ class KeyFacts(Protocol):
     def locked_until(self) -> datetime | None: ...
     @property
     def ip_whitelist(self) -> Sequence[str]: ...
+
+
+class KeyFacts(KeyState, Protocol):
+    """What is needed to prove and check a key; an `EnhancedAPIKey` row has it."""
+
+    @property
+    def key_hash(self) -> bytes: ...
+    @property
+    def salt(self) -> bytes: ...
 
 
 def presented_key(*, authorization: str, x_api_key: str) -> ParsedKey | Refusal:
@@ -66,8 +80,20 @@ def check_key(key: KeyFacts, *, secret: str, ip: str | None, at: datetime) -> Re
     The secret is compared first and in constant time: who does not hold it learns nothing of
     the key's state.
     """
+    if not proves(key, secret=secret):
+        return refuse_unknown_key()
+    return check_state(key, ip=ip, at=at)
+
+
+def proves(key: KeyFacts, *, secret: str) -> bool:
+    """Whether the secret is this key's, compared in constant time."""
     expected = hash_secret(salt=bytes(key.salt), secret=secret)
-    if not hmac.compare_digest(expected, bytes(key.key_hash)) or not key.is_active:
+    return hmac.compare_digest(expected, bytes(key.key_hash))
+
+
+def check_state(key: KeyState, *, ip: str | None, at: datetime) -> Refusal | None:
+    """None when a key whose secret is proved may be used from `ip` at `at`."""
+    if not key.is_active:
         return refuse_unknown_key()
     if key.is_locked and (key.locked_until is None or at < key.locked_until):
         wait = None if key.locked_until is None else (key.locked_until - at).total_seconds()

@@ -6,6 +6,7 @@ kept here until something has to be written anyway.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -55,12 +56,24 @@ class BreakerClient:
             raise _open(route, 1.0)
         longest = max(route.breaker_timeout_ms, route.processing_timeout_ms + route.pool_timeout_ms)
         lease = timedelta(milliseconds=longest)
-        claim = partial(
-            services.breaker_claim_probe, breaker_id=route.breaker_id, at=at, lease=lease
+        probe = Permit(route.breaker_id, at + lease, had_failures=True)
+        claim = asyncio.ensure_future(
+            self._orm.run(
+                partial(
+                    services.breaker_claim_probe, breaker_id=route.breaker_id, at=at, lease=lease
+                )
+            )
         )
-        if not await self._orm.run(claim):
+        try:
+            won = await asyncio.shield(claim)
+        except asyncio.CancelledError:
+            # The caller left while the claim was under way: a probe that was won is given back.
+            if await claim:
+                await self.released(probe)
+            raise
+        if not won:
             raise _open(route, 1.0)
-        return Permit(route.breaker_id, at + lease, had_failures=True)
+        return probe
 
     async def succeeded(self, permit: Permit) -> None:
         self._healthy[permit.breaker_id] += 1
@@ -75,6 +88,12 @@ class BreakerClient:
                 healthy_calls=self._healthy.pop(permit.breaker_id, 0),
             )
         )
+
+    async def write_healthy(self) -> None:
+        """Add the calls that were kept back to their breakers' totals; for a process that ends."""
+        kept, self._healthy = self._healthy, Counter()
+        if kept:
+            await self._tell(partial(services.breaker_add_healthy, calls=dict(kept)))
 
     async def failed(self, permit: Permit, *, timed_out: bool) -> None:
         await self._tell(

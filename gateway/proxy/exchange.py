@@ -16,7 +16,7 @@ import psycopg
 from django.conf import settings
 from django.db import OperationalError as DjangoOperationalError
 from django.utils.timezone import now
-from psycopg_pool import PoolTimeout
+from structlog.contextvars import bound_contextvars
 
 from gateway.proxy.breaker import Permit
 from gateway.proxy.failures import Failure, error_body
@@ -25,13 +25,17 @@ from gateway.proxy.headers import request_headers, response_headers
 from gateway.proxy.message import InvalidMessage, Message, check_headers, parse_message
 from gateway.proxy.route import Route, find_route
 from gateway.proxy.upstream import Upstream, invalid_answer
-from monitoring.logwriter import RequestRow
+from monitoring.logwriter import RequestRow, storable
 from registry.db.encryption import DecryptionError, decrypt_json
 from registry.db.ids import uuid7
 from security.access import Call, decide
 from security.addresses import client_address
-from security.authentication import check_key, presented_key, refuse_unknown_key
-from security.keys import ParsedKey
+from security.authentication import (
+    check_state,
+    presented_key,
+    proves,
+    refuse_unknown_key,
+)
 from security.lookup import FoundKey
 from security.refusals import Refusal
 
@@ -59,6 +63,13 @@ PRIORITY = {
     "resources/templates/list": 2,
     "prompts/list": 2,
 }
+# What stays open without saying anything: a GET stream, and its successor of 2026-07-28.
+STREAMS = {"stream", "subscriptions/listen"}
+BODY_SECONDS = 30.0
+# Longer than the pool's own wait and a statement's usual time; past it the database is away.
+DATABASE_SECONDS = 5.0
+PARSE_INLINE_BYTES = 64 * 1024
+NAME_LENGTH = 255
 # A route that was read before a wait as long as this is read again (milliseconds).
 STALE_ROUTE_MS = 100
 
@@ -99,12 +110,13 @@ class Exchange:
 
     async def run(self) -> None:
         """Answer the request and leave its row with the log writer."""
-        try:
-            await self._answer_or_fail()
-        except _CallerGone:
-            self._note(CLIENT_CLOSED_REQUEST, "client_disconnected", "The caller went away.")
-        finally:
-            self._log()
+        with bound_contextvars(request_id=str(self.request_id)):
+            try:
+                await self._answer_or_fail()
+            except _CallerGone:
+                self._note(CLIENT_CLOSED_REQUEST, "client_disconnected", "The caller went away.")
+            finally:
+                self._log()
 
     async def _answer_or_fail(self) -> None:
         try:
@@ -113,7 +125,7 @@ class Exchange:
             raise
         except Failure as failure:
             await self._fail(failure)
-        except (psycopg.OperationalError, DjangoOperationalError, PoolTimeout) as error:
+        except (psycopg.OperationalError, DjangoOperationalError, TimeoutError) as error:
             logger.warning("the database does not answer: %s", error)
             await self._fail(
                 Failure(
@@ -145,8 +157,9 @@ class Exchange:
                 f"{self.http_method} is not part of MCP. Use POST; with a session GET and DELETE.",
                 headers=(("allow", ALLOW),),
             )
-        call, invalid = await self._read_call()
-        route = await self._authorise(call, invalid)
+        found = await self._authenticate()
+        call = await self._read_call()
+        route = await self._authorise(found, call)
         await self._forward(route, call)
 
     # ------------------------------------------------------------------ reading
@@ -162,35 +175,48 @@ class Exchange:
                 "Add the origin to GATEWAY_ALLOWED_ORIGINS.",
             )
 
-    async def _read_call(self) -> tuple[Call, Failure | None]:
-        """What is asked for; a faulty message is refused only after the key is checked."""
+    async def _read_call(self) -> Call:
+        """What is asked for. Only who holds a key has a body read and parsed."""
         if self.http_method == "GET":
-            return self._noted(Call("stream")), None
+            return self._noted(Call("stream"))
         if self.http_method == "DELETE":
-            return self._noted(Call("session/end")), None
-        self.body = await self._read_body()
+            return self._noted(Call("session/end"))
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                self.body = await self._read_body()
+        except TimeoutError:
+            raise Failure(
+                408,
+                "invalid_request",
+                f"The request's body did not arrive within {BODY_SECONDS:g} s. Send it again.",
+            ) from None
         self.row.request_size_bytes = len(self.body)
         try:
             content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_type != "application/json":
                 raise InvalidMessage("Send the message with 'Content-Type: application/json'.")
-            self.message = parse_message(self.body)
+            self.message = await self._parse()
             check_headers(self.message, self.headers)
         except InvalidMessage as error:
             self.message = self.message or Message(Call(""), error.id)
-            failure = Failure(400, "invalid_request", str(error), code=error.code)
-            return self.message.call, failure
-        return self._noted(self.message.call), None
+            raise Failure(400, "invalid_request", str(error), code=error.code) from None
+        return self._noted(self.message.call)
+
+    async def _parse(self) -> Message:
+        """A large body is parsed in a thread: other calls go on meanwhile."""
+        if len(self.body) <= PARSE_INLINE_BYTES:
+            return parse_message(self.body)
+        return await asyncio.to_thread(parse_message, self.body)
 
     def _noted(self, call: Call) -> Call:
         row = self.row
-        row.rpc_method = call.method
+        row.rpc_method = call.method[:NAME_LENGTH]
         if call.method == "tools/call":
-            row.tool_name = call.name
+            row.tool_name = call.name[:NAME_LENGTH]
         elif call.name:
             row.request_metadata["name"] = call.name[:1000]
         stated = self.message.protocol_version if self.message else ""
-        row.protocol_version = self.headers.get("mcp-protocol-version", stated)
+        row.protocol_version = self.headers.get("mcp-protocol-version", stated)[:NAME_LENGTH]
         if theirs := self.headers.get("x-request-id"):
             row.request_metadata["client_request_id"] = theirs[:200]
         return call
@@ -220,27 +246,36 @@ class Exchange:
 
     # ------------------------------------------------------------------ deciding
 
-    async def _authorise(self, call: Call, invalid: Failure | None) -> Route:
+    async def _authenticate(self) -> FoundKey:
+        """The caller's key, proved and in order; a Failure otherwise."""
         key = presented_key(
             authorization=self.headers.get("authorization", ""),
             x_api_key=self.headers.get("x-api-key", ""),
         )
         if isinstance(key, Refusal):
             raise Failure.of(key)
-        found = await self._find(key)
-        self.found, at = found, self.row.request_time
+        async with asyncio.timeout(DATABASE_SECONDS):
+            found = await self.plane.find_key(key, slug=self.slug)
+        if found is None:
+            raise Failure.of(refuse_unknown_key())
+        at = self.row.request_time
+        # A plain key has no salted hash: finding it was the proof.
+        if found.key_hash and not proves(found, secret=key.secret):
+            self.row.request_metadata["key_prefix"] = key.prefix
+            self.plane.usage.failed_attempts[found.id].add(at=at, failed=True)
+            raise Failure.of(refuse_unknown_key())
+        self.found = found
         self.row.tenant_id, self.row.user_id = found.tenant_id, found.user_id
         self.row.api_key_id = found.id
-        refusal = None
-        if found.key_hash:  # a plain key was proved by its lookup
-            refusal = check_key(found, secret=key.secret, ip=self.row.ip_address, at=at)
-            if refusal and refusal.status == 401 and refusal.reason == "invalid_credentials":
-                self.plane.usage.failed_attempts[found.id].add(at=at, failed=True)
-        if refusal is None and invalid is not None:
-            raise invalid
-        caller, target = found.caller, found.target
+        refusal = check_state(found, ip=self.row.ip_address, at=at)
+        if refusal is not None:
+            raise Failure.of(refusal)
+        return found
+
+    async def _authorise(self, found: FoundKey, call: Call) -> Route:
+        caller, target, at = found.caller, found.target, self.row.request_time
         self.row.target_server_id = target.id if target else None
-        refusal = refusal or decide(caller, target, call, slug=self.slug, at=at)
+        refusal = decide(caller, target, call, slug=self.slug, at=at)
         refusal = refusal or self.plane.limiter.take(
             found.id,
             per_hour=caller.rate_limit_per_hour,
@@ -250,17 +285,21 @@ class Exchange:
         if refusal is not None:
             raise Failure.of(refusal)
         assert target is not None  # decide refuses a missing one  # noqa: S101
-        return await self._route(target.id)
-
-    async def _find(self, key: ParsedKey) -> FoundKey:
-        found = await self.plane.find_key(key, slug=self.slug)
-        if found is None:
-            raise Failure.of(refuse_unknown_key())
-        return found
+        route = await self._route(target.id)
+        if route.tool_is_off:
+            raise Failure(
+                403,
+                "method_denied",
+                f"Tool '{self.row.tool_name}' of server '{route.slug}' is switched off. "
+                "Use another one, or ask an administrator.",
+            )
+        return route
 
     async def _route(self, server_id: UUID) -> Route:
-        async with self.plane.pool.connection() as connection:
-            route = await find_route(connection, server_id=server_id)
+        async with asyncio.timeout(DATABASE_SECONDS), self.plane.pool.connection() as connection:
+            route = await find_route(
+                connection, server_id=server_id, tool=storable(self.row.tool_name)
+            )
         if route is None:
             raise Failure(404, "server_not_found", f"Server '{self.slug}' was just removed.")
         return route
@@ -307,19 +346,18 @@ class Exchange:
         """A place among the server's connections, in turn.
 
         What answers or cancels a call that holds a place goes past the queue, or both would wait
-        for each other; so does a GET stream, which idles for hours.
+        for each other; so do streams, which idle for hours. Each has a bound of its own.
         """
-        if call.method == "stream":
-            upstream.streams += 1
-            try:
-                yield 0.0
-            finally:
-                upstream.streams -= 1
-            return
-        if self.message is not None and self.message.is_reply:
-            yield 0.0
-            return
+        past_queue = None
+        if call.method in STREAMS:
+            past_queue = upstream.streams
+        elif self.message is not None and self.message.is_reply:
+            past_queue = upstream.replies
         try:
+            if past_queue is not None:
+                with past_queue.place():
+                    yield 0.0
+                return
             async with upstream.gate.slot(priority=PRIORITY.get(call.method, 1)) as waited:
                 yield waited
         except QueueFull as full:
@@ -333,7 +371,7 @@ class Exchange:
                 self.http_method,
                 body=self.body if self.http_method == "POST" else None,
                 headers=self._outgoing(upstream.route),
-                streams=call.method in {"stream", "subscriptions/listen"},
+                streams=call.method in STREAMS,
             )
             async with response:
                 if _is_no_answer(response):
@@ -349,12 +387,19 @@ class Exchange:
                 permit = replace(permit, probe_until=None, had_failures=True)
                 await self._stream(response)
         except Failure as failure:
-            timed_out = failure.reason == "upstream_timeout"
-            await asyncio.shield(outcome.failed(permit, timed_out=timed_out))
+            if failure.server_failed:
+                timed_out = failure.reason == "upstream_timeout"
+                await asyncio.shield(outcome.failed(permit, timed_out=timed_out))
+            else:
+                await asyncio.shield(outcome.released(permit))
             raise
         except asyncio.CancelledError:
-            # The caller left before the server answered: that says nothing about the server.
-            await asyncio.shield(outcome.released(permit))
+            # Who leaves at once says nothing about the server; who waited in vain does.
+            silence = (time.perf_counter() - began) * 1000
+            if not self.answered and silence >= upstream.route.processing_timeout_ms / 2:
+                await asyncio.shield(outcome.failed(permit, timed_out=True))
+            else:
+                await asyncio.shield(outcome.released(permit))
             raise
         finally:
             self.row.upstream_ms = (time.perf_counter() - began) * 1000
@@ -409,10 +454,14 @@ class Exchange:
         await self._body(body, more=False)
 
     async def _start(self, status: int, headers: list[tuple[str, str]]) -> None:
+        own = [("x-request-id", str(self.request_id)), *self._cors()]
+        # As aiohttp decoded them: whatever bytes a server sent come out as they went in.
+        raw = [
+            (name.encode("latin-1"), value.encode("utf-8", "surrogateescape"))
+            for name, value in headers + own
+        ]
         self.answered = True
         self.row.status_code = self.row.status_code or status
-        own = [("x-request-id", str(self.request_id)), *self._cors()]
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers + own]
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def _body(self, chunk: bytes, *, more: bool) -> None:
@@ -454,8 +503,12 @@ class Exchange:
         if self.found.rule_id is not None:
             usage.rules[self.found.rule_id].add(at=row.request_time, failed=failed)
         if row.tool_name and row.target_server_id and row.upstream_ms is not None:
-            usage.tools[row.target_server_id, row.tool_name].add(
-                at=row.request_time, failed=failed, milliseconds=row.upstream_ms
+            usage.count_tool(
+                row.target_server_id,
+                row.tool_name,
+                at=row.request_time,
+                failed=failed,
+                milliseconds=row.upstream_ms,
             )
 
 
@@ -493,5 +546,7 @@ def _queued_too_long(upstream: Upstream, full: QueueFull) -> Failure:
 
 def _broken_stream(slug: str, error: Exception) -> Failure:
     if isinstance(error, aiohttp.SocketTimeoutError):
-        return Failure(504, "upstream_timeout", f"Server '{slug}' fell silent in its answer.")
-    return Failure(502, "upstream_unreachable", f"Server '{slug}' broke off its answer.")
+        reason, what = "upstream_timeout", "fell silent in its answer"
+    else:
+        reason, what = "upstream_unreachable", "broke off its answer"
+    return Failure(502, reason, f"Server '{slug}' {what}.", server_failed=True)

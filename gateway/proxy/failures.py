@@ -18,7 +18,11 @@ GATEWAY_ERROR = -32000
 
 @dataclass(slots=True)
 class Failure(Exception):
-    """Ends a call with an answer of the gateway's own. `retry_after` in seconds."""
+    """Ends a call with an answer of the gateway's own. `retry_after` in seconds.
+
+    `server_failed`: the server's breaker counts it. What the gateway itself refuses or cannot do
+    says nothing about the server.
+    """
 
     status: int
     reason: str
@@ -26,6 +30,7 @@ class Failure(Exception):
     retry_after: float | None = None
     code: int = GATEWAY_ERROR
     headers: tuple[tuple[str, str], ...] = ()
+    server_failed: bool = False
 
     @classmethod
     def of(cls, refusal: Refusal) -> Failure:

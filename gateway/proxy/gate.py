@@ -6,11 +6,11 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Gate", "GateLimits", "QueueFull", "QueueTimeout"]
+__all__ = ["Allowance", "Gate", "GateLimits", "QueueFull", "QueueTimeout"]
 
 
 class QueueFull(Exception):
@@ -109,6 +109,9 @@ class Gate:
             return False
         turn.cancel()
         self.waiting -= 1
+        if len(self._queue) > 2 * self.waiting + 16:  # those that gave up, with slots held long
+            self._queue = [entry for entry in self._queue if not entry[2].done()]
+            heapq.heapify(self._queue)
         return True
 
     def _admit(self) -> None:
@@ -127,3 +130,22 @@ class Gate:
 
 def _blend(mean: float | None, value: float) -> float:
     return value if mean is None else mean + 0.1 * (value - mean)
+
+
+class Allowance:
+    """So many at once and no queue: for what must not wait, yet not be without bound either."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.active = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place; QueueFull when all are taken."""
+        if self.active >= self.limit:
+            raise QueueFull(1.0)
+        self.active += 1
+        try:
+            yield
+        finally:
+            self.active -= 1

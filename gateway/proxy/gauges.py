@@ -46,7 +46,7 @@ class Gauges:
             "max_size": route.pool_max_size,
             "timeout_ms": route.pool_timeout_ms,
             "idle_timeout_ms": route.idle_timeout_ms,
-            "active": gate.active + upstream.streams,
+            "active": upstream.active,
             "idle": upstream.idle,
             "waiting": gate.waiting,
             "healthy": route.breaker_state == "closed",

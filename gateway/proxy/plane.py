@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -12,7 +11,6 @@ from typing import Any
 
 import psycopg
 from django.conf import settings
-from psycopg_pool import PoolTimeout
 
 from gateway.proxy.breaker import BreakerClient
 from gateway.proxy.exchange import Exchange, Receive, Send
@@ -21,6 +19,7 @@ from gateway.proxy.orm import OrmThreads
 from gateway.proxy.upstream import Upstreams
 from gateway.proxy.usage import Usage
 from monitoring.logwriter import LogWriter
+from registry.db.ids import uuid7
 from registry.db.pool import Pool, async_pool
 from security.keys import ParsedKey
 from security.lookup import FoundKey, find_key, find_plain_key
@@ -67,11 +66,17 @@ class DataPlane:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.log.stop()
-        with contextlib.suppress(psycopg.Error, PoolTimeout):
-            await self._write_usage()
-            await self.gauges.remove(self.pool)
-        await self.upstreams.close()
+        for step in (
+            self.log.stop,
+            self._write_usage,
+            self.breaker.write_healthy,
+            partial(self.gauges.remove, self.pool),
+            self.upstreams.close,
+        ):
+            try:
+                await step()
+            except Exception:
+                logger.exception("a step of the shutdown failed")
         self._orm.close()
         await self.pool.close()
 
@@ -98,13 +103,17 @@ class DataPlane:
         status, body = 200, {"status": "ok"}
         if path == "/health/ready":
             try:
-                async with self.pool.connection(timeout=2) as connection:
+                async with asyncio.timeout(3), self.pool.connection(timeout=2) as connection:
                     await connection.execute("SELECT 1")
-            except (psycopg.Error, PoolTimeout):
+            except (psycopg.Error, TimeoutError):
                 status, body = 503, {"status": "unavailable", "reason": "database"}
         elif path != "/health/live":
             status, body = 404, {"status": "not found"}
-        headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"cache-control", b"no-store"),
+            (b"x-request-id", str(uuid7()).encode()),
+        ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
@@ -122,7 +131,7 @@ async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(seconds)
         try:
             await work()
-        except (psycopg.Error, PoolTimeout) as error:
+        except psycopg.Error as error:
             logger.warning("%s waits for the database: %s", work.__name__, error)
         except Exception:
             logger.exception("%s failed", work.__name__)

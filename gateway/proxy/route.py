@@ -37,6 +37,7 @@ class Route:
     processing_timeout_ms: int
     priority_levels: int
     is_accepting_requests: bool
+    tool_is_off: bool
 
     @property
     def limits(self) -> GateLimits:
@@ -57,17 +58,24 @@ SELECT s.id AS server_id, s.slug, s.endpoint_url, s.transport_type, s.credential
        b.timeout_ms AS breaker_timeout_ms, b.probe_until,
        p.max_size AS pool_max_size, p.timeout_ms AS pool_timeout_ms, p.idle_timeout_ms,
        q.max_size AS queue_max_size, q.processing_timeout_ms, q.priority_levels,
-       q.is_accepting_requests
+       q.is_accepting_requests,
+       coalesce(NOT t.is_enabled AND t.schema_hash <> '', false) AS tool_is_off
   FROM mcp_servers s
   JOIN circuit_breakers b ON b.server_id = s.id AND b.service_name = ''
   JOIN connection_pools p ON p.server_id = s.id AND p.pool_name = ''
   JOIN request_queues q ON q.server_id = s.id AND q.queue_name = ''
+  LEFT JOIN server_tools t ON t.server_id = s.id AND t.name = %(tool)s
  WHERE s.id = %(server_id)s
 """
 
 
-async def find_route(connection: AsyncConnection[Any], *, server_id: UUID) -> Route | None:
-    """The route to a server; None when the server is gone."""
+async def find_route(
+    connection: AsyncConnection[Any], *, server_id: UUID, tool: str
+) -> Route | None:
+    """The route to a server, and whether a tool of it is switched off; None: it is gone.
+
+    A tool that the server no longer lists (no hash) is the server's to refuse.
+    """
     async with connection.cursor(row_factory=class_row(Route)) as cursor:
-        await cursor.execute(_ROUTE, {"server_id": server_id})
+        await cursor.execute(_ROUTE, {"server_id": server_id, "tool": tool})
         return await cursor.fetchone()

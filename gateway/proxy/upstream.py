@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from gateway.proxy.failures import Failure
-from gateway.proxy.gate import Gate
+from gateway.proxy.gate import Allowance, Gate
 from gateway.proxy.route import Route
 from registry.upstream import AddressNotAllowed, current_policy
 
@@ -22,6 +21,9 @@ __all__ = ["Upstream", "Upstreams", "invalid_answer"]
 STREAMABLE_HTTP = "http"
 # A server without traffic for so long gives its client up (seconds).
 IDLE_UPSTREAM_SECONDS = 900.0
+# A server and process. Each is a socket on either side.
+MAX_STREAMS = 1000
+MAX_REPLIES = 200
 
 
 class Upstream:
@@ -30,7 +32,9 @@ class Upstream:
     def __init__(self, route: Route) -> None:
         self.route = route
         self.gate = Gate(route.limits)
-        self.streams = 0  # open GET streams, which hold no slot
+        # What holds no slot: streams that idle for hours, and answers that calls wait for.
+        self.streams = Allowance(MAX_STREAMS)
+        self.replies = Allowance(MAX_REPLIES)
         self.created = self.errors = 0
         self.mean_connect_ms: float | None = None
         self.last_used = time.monotonic()
@@ -54,8 +58,14 @@ class Upstream:
         return sum(map(len, self._connector._conns.values()))
 
     @property
+    def active(self) -> int:
+        """Calls and streams that hold a connection."""
+        return self.gate.active + self.streams.active + self.replies.active
+
+    @property
     def closed(self) -> int:
-        return max(0, self.created - self.idle - self.gate.active - self.streams)
+        """An estimate: what was opened and is neither in use nor idle."""
+        return max(0, self.created - self.idle - self.active)
 
     def configure(self, route: Route) -> None:
         """Take what the operator changed since the last call."""
@@ -81,7 +91,7 @@ class Upstream:
             )
         connect = route.pool_timeout_ms / 1000
         silence = None if streams else route.processing_timeout_ms / 1000
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
+        timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_read=silence)
         try:
             return await self._session.request(
                 method,
@@ -104,23 +114,18 @@ class Upstream:
 
     def _trace(self) -> aiohttp.TraceConfig:
         trace = aiohttp.TraceConfig()
-        began: dict[asyncio.Task[Any] | None, float] = {}
 
-        async def start(*_: Any) -> None:
-            began[asyncio.current_task()] = time.monotonic()
+        async def start(_session: Any, context: SimpleNamespace, _params: Any) -> None:
+            context.began = time.monotonic()
 
-        async def end(_session: Any, _context: SimpleNamespace, _params: Any) -> None:
-            took = (time.monotonic() - began.pop(asyncio.current_task(), time.monotonic())) * 1000
+        async def end(_session: Any, context: SimpleNamespace, _params: Any) -> None:
+            took = (time.monotonic() - context.began) * 1000
             mean = self.mean_connect_ms
             self.mean_connect_ms = took if mean is None else mean + 0.1 * (took - mean)
             self.created += 1
 
-        async def failed(*_: Any) -> None:
-            began.pop(asyncio.current_task(), None)
-
         trace.on_connection_create_start.append(start)
         trace.on_connection_create_end.append(end)
-        trace.on_request_exception.append(failed)
         return trace
 
 
@@ -144,7 +149,7 @@ class Upstreams:
         """Forget servers without traffic, so that memory follows use."""
         limit = time.monotonic() - IDLE_UPSTREAM_SECONDS
         for server_id, upstream in list(self._by_server.items()):
-            if upstream.last_used < limit and not (upstream.gate.active or upstream.streams):
+            if upstream.last_used < limit and not upstream.active:
                 del self._by_server[server_id]
                 await upstream.close()
 
@@ -181,6 +186,7 @@ def _unreachable(route: Route, error: Exception) -> Failure:
         "upstream_unreachable",
         f"Server '{route.slug}' cannot be reached: {why}. Try again later; its operator can see "
         "its health at /api/v1/servers.",
+        server_failed=not isinstance(cause, PermissionError),
     )
 
 
@@ -191,6 +197,7 @@ def _timeout(route: Route) -> Failure:
         "upstream_timeout",
         f"Server '{route.slug}' did not answer within {seconds:g} s. The call may still have "
         "taken effect there.",
+        server_failed=True,
     )
 
 
@@ -200,4 +207,5 @@ def invalid_answer(route: Route, why: str) -> Failure:
         "upstream_invalid",
         f"Server '{route.slug}' did not answer as an MCP server: {why}. "
         "Check that its registered URL is its MCP endpoint.",
+        server_failed=True,
     )

@@ -15,6 +15,8 @@ from registry.db.pool import Pool
 
 __all__ = ["Usage"]
 
+MAX_TOOLS = 10_000
+
 
 @dataclass(slots=True)
 class _Sum:
@@ -41,6 +43,14 @@ class Usage:
         self.failed_attempts: dict[UUID, _Sum] = defaultdict(_Sum)
         self.rules: dict[UUID, _Sum] = defaultdict(_Sum)
         self.tools: dict[tuple[UUID, str], _Sum] = defaultdict(_Sum)
+
+    def count_tool(
+        self, server_id: UUID, name: str, *, at: datetime, failed: bool, milliseconds: float
+    ) -> None:
+        """Names come from callers: past a bound, unknown ones are not counted until the flush."""
+        if len(self.tools) < MAX_TOOLS or (server_id, name) in self.tools:
+            sums = self.tools[server_id, name]
+            sums.add(at=at, failed=failed, milliseconds=milliseconds)
 
     async def flush(self, pool: Pool) -> None:
         """Add the sums to their rows; what cannot be written is kept for the next time."""

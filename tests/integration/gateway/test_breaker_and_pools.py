@@ -176,3 +176,42 @@ def test_gauges_of_dead_processes_disappear(db):
     ConnectionPool.objects.filter(pool_name="").update(updated_at=now() - timedelta(days=9))
     assert gauges_of_gone_processes_remove(at=now()) == 2
     assert ConnectionPool.objects.filter(server=server).count() == 2  # settings and the young
+
+
+def test_listening_streams_hold_no_connection_and_are_bounded(scene: Scene, monkeypatch):
+    monkeypatch.setattr("gateway.proxy.upstream.MAX_STREAMS", 1)
+    ConnectionPool.objects.filter(server=scene.server).update(max_size=1)
+    release = threading.Event()
+    scene.peer.behave = when(release)
+    listen = {"jsonrpc": "2.0", "id": 7, "method": "subscriptions/listen"}
+    with ThreadPoolExecutor(1) as threads:
+        held = threads.submit(scene.call, listen)
+        wait_until(lambda: scene.peer.in_flight == 1)
+        scene.peer.behave = answer
+        assert scene.call().status_code == 200
+        refused = scene.call(listen)
+        assert (refused.status_code, reason(refused)) == (503, "queue_full")
+        release.set()
+        assert held.result().status_code == 200
+
+
+def test_a_caller_that_leaves_gives_its_probe_back(scene: Scene):
+    CircuitBreaker.objects.filter(server=scene.server).update(
+        state="open", last_state_change=now() - timedelta(minutes=2)
+    )
+    scene.peer.behave = when(threading.Event())
+    with pytest.raises(httpx2.TimeoutException):
+        scene.call(timeout=0.3)
+    wait_until(lambda: breaker_of(scene).probe_until is None)
+    scene.peer.behave = answer
+    assert scene.call().status_code == 200
+
+
+def test_callers_who_wait_in_vain_open_the_breaker(scene: Scene):
+    CircuitBreaker.objects.filter(server=scene.server).update(failure_threshold=1)
+    RequestQueue.objects.filter(server=scene.server).update(processing_timeout_ms=400)
+    scene.peer.behave = when(threading.Event())
+    with pytest.raises(httpx2.TimeoutException):
+        scene.call(timeout=0.3)
+    wait_until(lambda: breaker_of(scene).state == "open")
+    assert breaker_of(scene).total_timeouts == 1

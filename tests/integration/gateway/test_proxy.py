@@ -11,7 +11,7 @@ from django.utils.timezone import now
 
 from registry.models import MCPServer
 from security.models import APIKey, EnhancedAPIKey, ServerAccessControl
-from tests.factories import MCPServerFactory, UserFactory
+from tests.factories import MCPServerFactory, ServerToolFactory, UserFactory
 from tests.integration.gateway.conftest import CALL, Scene
 from tests.peers import after, answer, break_off, events, status
 
@@ -66,7 +66,7 @@ def test_missing_and_wrong_keys_are_refused_with_a_challenge_and_a_row(scene: Sc
     missing = scene.call(key="")
     assert (missing.status_code, reason(missing)) == (401, "missing_credentials")
     assert missing.headers["www-authenticate"].startswith("Bearer")
-    assert missing.json()["id"] == 1
+    assert missing.json()["id"] is None  # who has no key has nothing parsed
 
     wrong = scene.call(key=scene.key.text[:-1] + ("0" if scene.key.text[-1] != "0" else "1"))
     assert (wrong.status_code, reason(wrong)) == (401, "invalid_credentials")
@@ -74,6 +74,9 @@ def test_missing_and_wrong_keys_are_refused_with_a_challenge_and_a_row(scene: Sc
     assert unknown.json()["error"]["message"] == wrong.json()["error"]["message"]
 
     assert scene.row(missing).api_key_id is None
+    attempt = scene.row(wrong)
+    assert (attempt.api_key_id, attempt.tenant_id) == (None, None)
+    assert attempt.request_metadata == {"key_prefix": scene.key.key_prefix}
     assert scene.row(wrong).error_type == "invalid_credentials"
     assert scene.row(unknown).status_code == 401
     assert not scene.peer.seen
@@ -252,7 +255,9 @@ def test_events_reach_the_caller_as_they_are_sent(scene: Scene):
     gates = [threading.Event() for _ in range(3)]
     scene.peer.behave = events(gates)
     url, headers = f"{scene.url}/mcp/{scene.server.slug}", {"x-api-key": scene.key.text}
-    with httpx2.stream("POST", url, json=CALL, headers=headers, timeout=5) as response:
+    with httpx2.stream(
+        "POST", url, json=CALL, headers=headers, timeout=5, trust_env=False
+    ) as response:
         assert response.headers["x-accel-buffering"] == "no"
         chunks = response.iter_text()
         for number, gate in enumerate(gates):
@@ -265,7 +270,9 @@ def test_a_caller_that_leaves_ends_the_call_upstream(scene: Scene):
     gates[0].set()
     scene.peer.behave = events(gates, ended=ended)
     url, headers = f"{scene.url}/mcp/{scene.server.slug}", {"x-api-key": scene.key.text}
-    with httpx2.stream("POST", url, json=CALL, headers=headers, timeout=5) as response:
+    with httpx2.stream(
+        "POST", url, json=CALL, headers=headers, timeout=5, trust_env=False
+    ) as response:
         next(response.iter_text())
     assert ended.wait(5), "the upstream call went on"
     row = scene.row(response)
@@ -324,7 +331,6 @@ def test_a_plain_key_stays_plain_when_upgrading_is_off(scene: Scene, settings):
 
 
 def test_what_a_call_used_is_counted_when_the_gateway_stops(scene: Scene):
-    from tests.factories import ServerToolFactory
     from tests.integration.gateway.conftest import running_gateway
 
     tool = ServerToolFactory(server=scene.server, name="add")
@@ -337,3 +343,74 @@ def test_what_a_call_used_is_counted_when_the_gateway_stops(scene: Scene):
     assert (tool.total_calls, tool.success_count, tool.error_count) == (1, 1, 0)
     assert tool.avg_execution_time > 0
     assert (scene.key.failed_attempts, scene.key.last_used is not None) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"is_active": False}, "invalid_credentials"),
+        ({"expires_at": now() - timedelta(seconds=1)}, "key_expired"),
+    ],
+)
+@pytest.mark.parametrize("upgrading", [True, False])
+def test_a_plain_key_out_of_service_is_refused(
+    scene: Scene, settings, change: dict, expected: str, upgrading: bool
+):
+    settings.GATEWAY_UPGRADE_PLAIN_KEYS = upgrading
+    key = generate_key()
+    fields = {"name": "old", "tenant": scene.tenant, "scopes": ["proxy"]} | change
+    APIKey.objects.create(key_prefix=key.prefix, key_hash=plain_hash(key), **fields)
+    response = scene.call(key=key.text)
+    assert (response.status_code, reason(response)) == (401, expected)
+    assert not scene.peer.seen
+
+
+def test_the_plain_key_of_an_inactive_user_is_refused(scene: Scene, settings):
+    settings.GATEWAY_UPGRADE_PLAIN_KEYS = False
+    key, user = generate_key(), UserFactory(tenant=scene.tenant, is_active=False)
+    APIKey.objects.create(
+        name="old",
+        tenant=scene.tenant,
+        user=user,
+        key_prefix=key.prefix,
+        key_hash=plain_hash(key),
+        scopes=["proxy"],
+    )
+    assert reason(scene.call(key=key.text)) == "invalid_credentials"
+
+
+def test_a_switched_off_tool_cannot_be_called(scene: Scene):
+    tool = ServerToolFactory(server=scene.server, name="add", is_enabled=False, schema_hash="x")
+    response = scene.call()
+    assert (response.status_code, reason(response)) == (403, "method_denied")
+    assert "switched off" in response.json()["error"]["message"]
+    # One that merely vanished from the server's list is for the server to refuse.
+    type(tool).objects.filter(id=tool.id).update(schema_hash="")
+    assert scene.call().status_code == 200
+
+
+def test_headers_in_any_bytes_come_through(scene: Scene):
+    async def odd(request):
+        response = await answer(request)
+        response.headers["Mcp-Note"] = "caf\u00e9 \u2603"
+        return response
+
+    scene.peer.behave = odd
+    response = scene.call()
+    assert response.status_code == 200
+    raw = dict(response.headers.raw)
+    assert raw[b"mcp-note"].decode() == "caf\u00e9 \u2603"
+
+
+def test_what_the_gateway_itself_refuses_does_not_open_the_breaker(scene: Scene, settings):
+    settings.GATEWAY_ALLOW_PRIVATE_UPSTREAMS = False
+    scene.server.breakers.update(failure_threshold=1)
+    for _ in range(3):
+        assert reason(scene.call()) == "upstream_unreachable"
+
+
+def test_large_bodies_are_read_as_well(scene: Scene):
+    padding = "x" * 200_000
+    message = CALL | {"params": {"name": "add", "arguments": {"text": padding}}}
+    assert scene.call(message).status_code == 200
+    assert padding.encode() in scene.peer.seen[0]["body"]
