@@ -8,8 +8,17 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.core.exceptions import ValidationError
-from django.db.models import BooleanField, Count, ExpressionWrapper, OuterRef, Q, QuerySet, Subquery
-from django.http import HttpRequest
+from django.db.models import (
+    BooleanField,
+    Count,
+    ExpressionWrapper,
+    F,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+)
+from django.http import HttpRequest, HttpResponse
 from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
     BooleanRadioFilter,
@@ -154,7 +163,11 @@ class MCPServerForm(CheckedModelForm):
         model = MCPServer
         fields = "__all__"
         labels = {"endpoint_url": "Address", "transport_type": "Transport", "is_enabled": "Enabled"}
-        help_texts = {"tenant": "Empty: shared by all tenants."}
+        help_texts = {
+            "tenant": "Empty: shared by all tenants.",
+            "endpoint_url": "Another scheme, host, port or transport forgets the stored headers, "
+            "unless new ones are given.",
+        }
 
     def clean_new_credentials(self) -> dict[str, str]:
         return parse_headers(self.cleaned_data["new_credentials"])
@@ -286,6 +299,39 @@ class MCPServerAdmin(ServiceAdmin):
         # Not read at all: no page shows the credentials, and a lost key must not break the list.
         return rows.defer("credentials").annotate(_tools=Count("tools"), _has_credentials=is_set)
 
+    def changeform_view(
+        self, request: HttpRequest, object_id: str | None = None, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        # Django opens its transaction in the next line, and a look-up may take seconds: the
+        # typed address is looked up now. What is wrong with it is then told by the form.
+        if request.method == "POST":
+            request.refusal = self._address_refusal(request, object_id)  # type: ignore[attr-defined]
+        return super().changeform_view(request, object_id, *args, **kwargs)
+
+    def _address_refusal(
+        self, request: HttpRequest, object_id: str | None
+    ) -> ValidationError | None:
+        """What speaks against a new address; an unchanged one was checked when it was new."""
+        url = request.POST.get("endpoint_url", "").strip()
+        transport = request.POST.get("transport_type", "")
+        may = self.has_add_permission if object_id is None else self.has_change_permission
+        if not url or not may(request) or self._stands(request, object_id, url, transport):
+            return None
+        try:
+            services.address_check(url=url, transport=transport)
+        except ValidationError as refusal:
+            return refusal
+        return None
+
+    def _stands(
+        self, request: HttpRequest, object_id: str | None, url: str, transport: str
+    ) -> bool:
+        row = None if object_id is None else self.get_object(request, object_id)
+        if row is None:
+            return False
+        fixed = row.transport_type == Transport.STDIO  # its command is not editable here
+        return fixed or (row.endpoint_url, row.transport_type) == (url, transport)
+
     def get_fieldsets(self, request: HttpRequest, obj: MCPServer | None = None) -> Any:
         fieldsets = super().get_fieldsets(request, obj)
         if obj is None:  # a server that is being registered has no health yet
@@ -311,19 +357,14 @@ class MCPServerAdmin(ServiceAdmin):
     def service_create(self, actor: Actor, fields: dict[str, Any]) -> MCPServer:
         fields["url"] = fields.pop("endpoint_url")
         fields["transport"] = fields.pop("transport_type")
-        enabled = fields.pop("is_enabled")
-        server = services.server_register(actor=actor, **fields)
-        if not enabled:
-            services.server_set_enabled(actor=actor, server=server, enabled=False)
-        return server
+        return services.server_register(actor=actor, address_checked=True, **fields)
 
     def service_update(self, actor: Actor, row: MCPServer, changes: dict[str, Any]) -> MCPServer:
-        if "is_enabled" in changes:
-            enabled = changes.pop("is_enabled")
-            services.server_set_enabled(actor=actor, server=row, enabled=enabled)
         # The command of a stdio server is not editable here, so its other fields may change.
         kept = not {"endpoint_url", "transport_type"} & changes.keys()
-        return services.server_update(actor=actor, server=row, allow_stdio=kept, **changes)
+        return services.server_update(
+            actor=actor, server=row, allow_stdio=kept, address_checked=True, **changes
+        )
 
     def service_delete(self, actor: Actor, row: MCPServer) -> None:
         services.server_delete(actor=actor, server=row)
@@ -412,8 +453,18 @@ class ListedOnlyAdmin(OfferedAdmin):
         return False
 
 
+class ServerToolForm(CheckedModelForm):
+    class Meta:
+        model = ServerTool
+        fields = "__all__"
+        help_texts = {
+            "is_enabled": "A switched-off tool cannot be called through the gateway.",
+        }
+
+
 @admin.register(ServerTool)
 class ServerToolAdmin(OfferedAdmin, ServiceAdmin):
+    form = ServerToolForm
     list_display = (
         "name",
         "server_link",
@@ -623,11 +674,12 @@ class SystemConfigAdmin(OperatorAdmin):
         return self.readonly_fields + (fixed if locked else ())
 
     def save_model(
-        self, request: HttpRequest, obj: SystemConfig, form: forms.ModelForm[Any], change: bool
+        self, request: HttpRequest, obj: Any, form: forms.ModelForm[Any], change: bool
     ) -> None:
-        if change and form.changed_data:
-            obj.version += 1
         super().save_model(request, obj, form, change)
+        if change and form.changed_data:
+            SystemConfig.objects.filter(pk=obj.pk).update(version=F("version") + 1)
+            obj.refresh_from_db(fields=["version"])
 
     def audit_changes(self, form: forms.BaseForm) -> dict[str, Any]:
         changes = super().audit_changes(form)

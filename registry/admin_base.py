@@ -323,6 +323,22 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
         form.refusal = getattr(request, "refusal", None)
         return form
 
+    def save_model(
+        self, request: HttpRequest, obj: Any, form: forms.ModelForm[Any], change: bool
+    ) -> None:
+        """Write what the form changed and nothing else: counters and states move meanwhile."""
+        if not change:
+            super().save_model(request, obj, form, change)
+            return
+        columns = {field.name for field in self.model._meta.concrete_fields}
+        changed = columns & set(form.changed_data)
+        if not changed:
+            return
+        held = self.model._default_manager.select_for_update().filter(pk=obj.pk)
+        if held.values_list("pk").first() is None:
+            raise ValidationError("Somebody deleted this at the same moment.")
+        obj.save(update_fields=changed | ({"updated_at"} & columns))
+
     def response_action(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> Any:
         # An action's changes and their audit entries stand or fall together.
         with transaction.atomic():
@@ -521,7 +537,9 @@ class ListedInline(ReadOnlyMixin, TabularInline):  # type: ignore[misc]
     per_page = 20
     tab = True
     show_change_link = True
-    hide_title = True
+    show_title = False
+    if not hasattr(TabularInline, "show_title"):  # Unfold's name for it, before it was renamed
+        hide_title = True
 
 
 def register_last(model: type[models.Model], with_admin: type[ModelAdmin]) -> None:

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import models, transaction
 
+from registry.db.encryption import Sealed
+
 __all__ = ["row_change"]
 
 Row = TypeVar("Row", bound=models.Model)
@@ -38,6 +40,8 @@ def row_change(*, row: Row, changes: Mapping[str, Any]) -> tuple[Row, dict[str, 
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Sealed):
+        return "not shown"
     if isinstance(value, models.Model):
         value = value.pk
     return json.loads(json.dumps(value, cls=DjangoJSONEncoder))

@@ -31,6 +31,7 @@ from mcp.shared._httpx_utils import McpHttpClientFactory
 from mcp.shared.exceptions import MCPError
 from pydantic import BaseModel, ValidationError
 
+from registry.db.encryption import Sealed
 from registry.models import MCPServer, Transport
 from registry.upstream import AddressPolicy, UpstreamURLError, check_url, resolve_allowed
 
@@ -109,9 +110,15 @@ class Target:
             url=server.endpoint_url,
             transport=server.transport_type,
             policy=policy,
-            headers=(server.credentials or {}).get("headers", {}),
+            headers=_headers(server.credentials),
             allow_stdio=allow_stdio,
         )
+
+
+def _headers(credentials: Any) -> Mapping[str, str]:
+    plain = credentials.open() if isinstance(credentials, Sealed) else credentials
+    headers: Mapping[str, str] = (plain or {}).get("headers", {})
+    return headers
 
 
 @dataclass(frozen=True, slots=True)

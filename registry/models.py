@@ -1,9 +1,13 @@
 """The nouns: tenants, the servers they register, and what those servers offer."""
 
+from typing import Any
+
 from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Func, Q, TextField
+from django.db.models.lookups import Exact
 from django.utils.timezone import now
 
 from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
@@ -31,6 +35,19 @@ slug_validator = RegexValidator(
     r"^(?!.*__)[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?$",
     "Use lower-case letters, digits, '-' and single '_'; begin and end with a letter or digit.",
 )
+
+
+DEFAULT_ACCESS = ("allow", "deny")
+
+
+def validate_tenant_settings(value: Any) -> None:
+    """A typo here would open servers that were to be closed, so nothing is guessed."""
+    if not isinstance(value, dict):
+        raise ValidationError('Write a JSON object such as {"default_access": "deny"}.')
+    if "default_access" in value and value["default_access"] not in DEFAULT_ACCESS:
+        raise ValidationError('"default_access" is "allow" or "deny"; leave it out to allow.')
+    if not isinstance(value.get("runs_gateway", False), bool):
+        raise ValidationError('"runs_gateway" is true or false.')
 
 
 class TenantStatus(models.TextChoices):
@@ -67,17 +84,35 @@ class Tenant(UUIDModel, TimestampedModel):
     # "default_access": "allow" (own and shared servers; the default) or "deny".
     # "runs_gateway": true for the operators' tenant, whose API callers also see what concerns the
     # whole gateway (database, retention, views); never other tenants' rows.
-    settings = models.JSONField(default=dict, blank=True)
+    settings = models.JSONField(default=dict, blank=True, validators=[validate_tenant_settings])
 
     class Meta:
         db_table = "tenants"
         constraints = [
             models.UniqueConstraint(fields=["slug"], name="uq_tenants_slug"),
             choices_constraint(table="tenants", field="status", choices=TenantStatus),
+            models.CheckConstraint(
+                name="ck_tenants_settings",
+                condition=Q(
+                    Exact(
+                        Func(F("settings"), function="jsonb_typeof", output_field=TextField()),
+                        "object",
+                    )
+                )
+                & (
+                    ~Q(settings__has_key="default_access")
+                    | Q(settings__default_access__in=DEFAULT_ACCESS)
+                ),
+                violation_error_message="The settings are no object, or name no known access.",
+            ),
         ]
 
     def __str__(self) -> str:
         return self.slug
+
+    def clean(self) -> None:
+        if self.settings is None:  # a form's empty text
+            self.settings = {}
 
 
 class MCPServer(UUIDModel, TimestampedModel):

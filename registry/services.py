@@ -19,12 +19,15 @@ from django.utils.timezone import now
 from registry import health
 from registry.audit import Actor, audit_write
 from registry.changes import row_change
+from registry.db.encryption import DecryptionError, Sealed
 from registry.health import Checked
 from registry.models import HealthStatus, MCPServer, ServerTool, Tenant, Transport
 from registry.offers import SyncResult, offers_store, sync_failure_note
 from registry.periodic import task_defer
 from registry.upstream import (
+    SCHEMES,
     HostNotFound,
+    InvalidURL,
     UpstreamURLError,
     check_url,
     current_policy,
@@ -33,6 +36,7 @@ from registry.upstream import (
 )
 
 __all__ = [
+    "address_check",
     "health_check",
     "server_delete",
     "server_register",
@@ -68,8 +72,10 @@ def server_register(
     tags: Sequence[str] = (),
     registry_name: str = "",
     credentials: Mapping[str, Any] | None = None,
+    is_enabled: bool = True,
     allow_stdio: bool = False,
     defer_check: bool = True,
+    address_checked: bool = False,
 ) -> MCPServer:
     """Add a server; without a tenant it is shared by all.
 
@@ -77,6 +83,9 @@ def server_register(
     caller on the gateway's own machine passes `allow_stdio`. With `defer_check` a worker checks
     the server's health and reads its tools as soon as the row stands. ValidationError names the
     field that does not fit.
+
+    Asks DNS before its transaction begins, so call it outside of one; a caller that cannot has
+    asked `address_check` before and says so with `address_checked`.
     """
     server = MCPServer(
         tenant=tenant,
@@ -88,13 +97,19 @@ def server_register(
         tags=_tags(tags),
         registry_name=registry_name,
         credentials=dict(credentials) if credentials else None,
+        is_enabled=is_enabled,
     )
     if slug is None and server.name and not server.slug:
         raise ValidationError({"slug": "The name gives no slug; choose one of letters and digits."})
-    _check(server, allow_stdio=allow_stdio)
+    _check(server, allow_stdio=allow_stdio, address=not address_checked)
     with _slug_clash_told(server), transaction.atomic():
         server.save(force_insert=True)
-        details = {"name": server.name, "slug": server.slug, "transport": server.transport_type}
+        details = {
+            "name": server.name,
+            "slug": server.slug,
+            "transport": server.transport_type,
+            "is_enabled": is_enabled,
+        }
         audit_write(actor=actor, action="server.register", resource=server, details=details)
         if defer_check:
             task_defer(FIRST_CONTACT, server_id=str(server.id))
@@ -102,12 +117,20 @@ def server_register(
 
 
 def server_update(
-    *, actor: Actor, server: MCPServer, allow_stdio: bool = False, **changes: Any
+    *,
+    actor: Actor,
+    server: MCPServer,
+    is_enabled: bool | None = None,
+    allow_stdio: bool = False,
+    address_checked: bool = False,
+    **changes: Any,
 ) -> MCPServer:
     """Change fields of a server, by the model's names; returns it as it is now.
 
     A new address or transport makes the health unknown until the next check, which a worker is
-    asked for. ValidationError names the field that does not fit.
+    asked for. Another origin (transport, scheme, host, port) drops the stored credentials unless
+    new ones come along: they were entrusted to the old one. ValidationError names the field that
+    does not fit. About DNS and `address_checked` see `server_register`.
     """
     if unknown := set(changes) - CHANGEABLE:
         raise ValidationError(f"Not changeable: {', '.join(sorted(unknown))}.")
@@ -115,17 +138,28 @@ def server_update(
         changes["tags"] = _tags(changes["tags"])
     wanted = MCPServer(**{name: getattr(server, name) for name in CHANGEABLE} | changes)
     moved = {"endpoint_url", "transport_type"} & changes.keys()
-    _check(wanted, allow_stdio=allow_stdio, address=bool(moved))
+    _check(wanted, allow_stdio=allow_stdio, address=bool(moved) and not address_checked)
     with _slug_clash_told(wanted), transaction.atomic():
+        dropped = "credentials" not in changes and _leaves_origin(server, changes)
+        if dropped:
+            changes["credentials"] = None
         current, changed = row_change(row=server, changes=changes)
-        if not changed:
-            return current
-        audit_write(actor=actor, action="server.update", resource=current, details=_told(changed))
+        if changed:
+            details = _told(changed, dropped=dropped)
+            audit_write(actor=actor, action="server.update", resource=current, details=details)
         if {"endpoint_url", "transport_type", "credentials"} & changed.keys():
             health.forget(server_id=current.pk, at=now())
             task_defer(FIRST_CONTACT, server_id=str(current.pk))
+        if is_enabled is not None:
+            server_set_enabled(actor=actor, server=current, enabled=is_enabled)
     current.refresh_from_db()
     return current
+
+
+def address_check(*, url: str, transport: str) -> None:
+    """ValidationError when the gateway may not connect there. Asks DNS: no transaction."""
+    if transport in SCHEMES:  # of another transport the services say what is wrong with it
+        _check_address(url.strip(), transport)
 
 
 @transaction.atomic
@@ -191,15 +225,16 @@ def tools_sync(*, server: MCPServer, at: datetime) -> SyncResult:
     """Make tools, resources and prompts what the server lists now.
 
     Waits on the network first, with no transaction open. UpstreamError when the server cannot be
-    asked or lists too much: then nothing changes but a note in its `health_metadata`.
+    asked or lists too much, DecryptionError when its credentials cannot be read: then nothing
+    changes but a note in its `health_metadata`.
     """
     # Imported late: the SDK costs half a second that no other command should pay.
     from registry.mcp_client import UpstreamError, list_all
 
-    target = health.target_of(server)
     try:
+        target = health.target_of(server)
         listing = async_to_sync(list_all)(target, limits=health.limits())
-    except UpstreamError as error:
+    except (UpstreamError, DecryptionError) as error:
         sync_failure_note(server_id=server.pk, error=str(error), at=at)
         raise
     return offers_store(server_id=server.pk, listing=listing, at=at)
@@ -254,7 +289,7 @@ def _check_command(line: str, *, allowed: bool) -> None:
 
 
 def _check_credentials(credentials: Any) -> None:
-    if credentials is None:
+    if credentials is None or isinstance(credentials, Sealed):  # a stored one was checked before
         return
     headers = credentials.get("headers") if isinstance(credentials, dict) else None
     if not isinstance(headers, dict) or set(credentials) != {"headers"}:
@@ -271,10 +306,34 @@ def _tags(tags: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
 
 
-def _told(changed: dict[str, Any]) -> dict[str, Any]:
+def _leaves_origin(server: MCPServer, changes: Mapping[str, Any]) -> bool:
+    """Whether the server would be somebody else's afterwards. Locks the row it is judged by."""
+    if not {"endpoint_url", "transport_type"} & changes.keys():
+        return False
+    held = MCPServer.objects.select_for_update(of=("self",)).get(pk=server.pk)
+    url = changes.get("endpoint_url", held.endpoint_url)
+    transport = changes.get("transport_type", held.transport_type)
+    return _origin(url, transport) != _origin(held.endpoint_url, held.transport_type)
+
+
+def _origin(url: str, transport: str) -> tuple[str, ...]:
+    """RFC 6454's scheme, host and port, with the transport; a command stands for itself."""
+    try:
+        parts = check_url(url, transport=transport) if transport in SCHEMES else None
+    except InvalidURL:
+        parts = None
+    if parts is None:
+        return (transport, url)
+    return (transport, parts.scheme, parts.hostname or "", str(port_of(parts)))
+
+
+def _told(changed: dict[str, Any], *, dropped: bool) -> dict[str, Any]:
     """What the audit log may keep: of addresses and credentials only that they changed."""
     secret = {"credentials", "endpoint_url"}  # a URL's query often carries a token
-    return {name: "changed" if name in secret else values for name, values in changed.items()}
+    told = {name: "changed" if name in secret else values for name, values in changed.items()}
+    if dropped and "credentials" in told:
+        told["credentials"] = "dropped: they belong to the former address"
+    return told
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from django.db.models import Q, QuerySet
 from django.utils.timezone import now
 
 from registry import health
+from registry.db.encryption import DecryptionError
 from registry.models import HealthStatus, MCPServer
 from registry.periodic import PeriodicTask, Stop, never
 from registry.services import health_check, tools_sync
@@ -60,7 +61,7 @@ def _synced(server: MCPServer) -> bool:
 
     try:
         tools_sync(server=server, at=now())
-    except UpstreamError as error:
+    except (UpstreamError, DecryptionError) as error:
         logger.warning("tools of server %s not read: %s", server.slug, error)
         return False
     return True

@@ -99,10 +99,19 @@ class ChangedUserForm(UserChecks, UserChangeForm):  # type: ignore[misc]
         fields = "__all__"
 
 
+class NewPasswordForm(AdminPasswordChangeForm):  # type: ignore[misc]
+    def save(self, commit: bool = True) -> User:
+        """Write the password alone: Django's own would write the whole row."""
+        user: User = super().save(commit=False)
+        if commit:
+            user.save(update_fields=["password", "updated_at"])
+        return user
+
+
 class UserAdmin(OperatorAdmin, DjangoUserAdmin):  # type: ignore[misc,type-arg]
     form = ChangedUserForm
     add_form = NewUserForm
-    change_password_form = AdminPasswordChangeForm
+    change_password_form = NewPasswordForm
     audit_hidden = ("password",)
     list_display = (
         "username",
@@ -423,7 +432,7 @@ class EnhancedAPIKeyAdmin(KeyColumnsMixin, OperatorAdmin):
         return (*self.readonly_fields, "tenant", "user") if obj else self.readonly_fields
 
     def save_model(
-        self, request: HttpRequest, obj: EnhancedAPIKey, form: forms.ModelForm[Any], change: bool
+        self, request: HttpRequest, obj: Any, form: forms.ModelForm[Any], change: bool
     ) -> None:
         if change:
             super().save_model(request, obj, form, change)

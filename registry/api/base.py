@@ -78,6 +78,10 @@ class ScopedViewSet(GenericViewSet[Row], Generic[Row]):
             return rows.none()
         return rows.filter(**{self.tenant_field: self.caller.own_tenant_id})
 
+    def flag_to_change(self, row: Model) -> str:
+        """What the deciding access rule must grant for this request's change of a row."""
+        return self.write_flag
+
     def answer(self, row: Row, *, status: int = 200) -> Response:
         """The row as it is now, with its joins."""
         fresh = self.rows().get(pk=row.pk)

@@ -72,6 +72,13 @@ class MCPServerSerializer(serializers.ModelSerializer[MCPServer]):
             "version", "protocol_versions", "health_status", "last_health_check",
             "avg_response_time", "success_rate", "active_connections", "created_at", "updated_at",
         ]  # fmt: skip
+        extra_kwargs = {
+            "endpoint_url": {
+                "help_text": "Another scheme, host, port or transport drops the stored "
+                "credentials unless new ones come along; moving a server that has credentials "
+                "needs `can_admin`."
+            },
+        }
         validators: list[Any] = []  # the service checks what is unique; it knows the tenant
 
     def validate_transport_type(self, transport: str) -> str:
@@ -103,3 +110,8 @@ class ServerToolSerializer(serializers.ModelSerializer[ServerTool]):
         ]  # fmt: skip
         # What a server lists is its own; here one only decides whether the tool is offered.
         read_only_fields = [name for name in fields if name not in {"is_enabled", "tags"}]
+        extra_kwargs = {
+            "is_enabled": {
+                "help_text": "A switched-off tool cannot be called through the gateway."
+            },
+        }

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Model, Q, QuerySet
 from drf_spectacular.utils import extend_schema, extend_schema_view
 
 from registry import services
@@ -42,29 +41,27 @@ class MCPServerViewSet(Listed, Creatable, Changeable, Removable, ScopedViewSet[M
     def of_tenant(self, rows: QuerySet[MCPServer]) -> QuerySet[MCPServer]:
         return rows.filter(Q(tenant_id=self.caller.own_tenant_id) | Q(tenant=None))
 
-    @property
-    def write_flag(self) -> str:  # type: ignore[override]
+    def flag_to_change(self, row: Model) -> str:
+        """Who may neither read nor set credentials must not send them elsewhere either."""
         sent = self.request.data
-        return "can_admin" if isinstance(sent, dict) and "credentials" in sent else "can_write"
+        if not isinstance(sent, dict):
+            return self.write_flag
+        moved = any(
+            name in sent and sent[name] != getattr(row, name)
+            for name in ("endpoint_url", "transport_type")
+        )
+        if "credentials" in sent or (moved and getattr(row, "has_credentials", False)):
+            return "can_admin"
+        return self.write_flag
 
     def made(self, values: dict[str, Any]) -> MCPServer:
         values["url"] = values.pop("endpoint_url")
         values["transport"] = values.pop("transport_type")
         values["tenant"] = self.tenant_for(values)
-        enabled = values.pop("is_enabled", True)
-        actor = actor_of(self.request)
-        with transaction.atomic():
-            server = services.server_register(actor=actor, **values)
-            if not enabled:
-                services.server_set_enabled(actor=actor, server=server, enabled=False)
-        return server
+        return services.server_register(actor=actor_of(self.request), **values)
 
     def changed(self, row: MCPServer, values: dict[str, Any]) -> None:
-        enabled = values.pop("is_enabled", row.is_enabled)
-        actor = actor_of(self.request)
-        with transaction.atomic():
-            services.server_update(actor=actor, server=row, **values)
-            services.server_set_enabled(actor=actor, server=row, enabled=enabled)
+        services.server_update(actor=actor_of(self.request), server=row, **values)
 
     def removed(self, row: MCPServer) -> None:
         services.server_delete(actor=actor_of(self.request), server=row)

@@ -29,7 +29,7 @@ class HasScope(BasePermission):
     """Lets a caller in who has the scope that the view names, and nobody where it names none.
 
     A view's attributes: `read_scope`, `write_scope`, `operators_only`, and for access rules
-    `server_field` and `write_flag` (see `registry.api.base.ScopedViewSet`).
+    `server_field`, `write_flag` and `flag_to_change` (see `registry.api.base.ScopedViewSet`).
     """
 
     def has_permission(self, request: Request, view: APIView) -> bool:
@@ -52,7 +52,7 @@ class HasScope(BasePermission):
             return True
         server_id = _server_id(view, obj)
         if server_id is not None:
-            require_flag(caller_of(request), server_id, getattr(view, "write_flag", "can_write"))
+            require_flag(caller_of(request), server_id, view.flag_to_change(obj))  # type: ignore[attr-defined]
         return True
 
 

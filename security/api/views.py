@@ -19,6 +19,7 @@ from security.api.serializers import (
     APIKeySerializer,
     CreatedAPIKeySerializer,
 )
+from security.limits import narrowed
 from security.models import EnhancedAPIKey, ServerAccessControl
 
 __all__ = ["APIKeyViewSet", "AccessRuleViewSet"]
@@ -40,7 +41,7 @@ class APIKeyViewSet(Listed, Changeable, ScopedViewSet[EnhancedAPIKey]):
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         serializer = self.get_serializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        values = serializer.validated_data
+        values = self._within_own(serializer.validated_data, new=True)
         values["tenant"] = self.tenant_for(values)
         row, text = services.api_key_create(actor=actor_of(request), **values)
         row.text = text  # type: ignore[attr-defined]
@@ -50,7 +51,14 @@ class APIKeyViewSet(Listed, Changeable, ScopedViewSet[EnhancedAPIKey]):
         return answer
 
     def changed(self, row: EnhancedAPIKey, values: dict[str, Any]) -> None:
+        values = self._within_own(values, new=False)
         services.api_key_update(actor=actor_of(self.request), key=row, **values)
+
+    def _within_own(self, values: dict[str, Any], *, new: bool) -> dict[str, Any]:
+        """A restricted key makes no freer one, and frees neither itself nor others."""
+        presented = self.request.auth
+        limits = presented if isinstance(presented, EnhancedAPIKey) else None
+        return narrowed(values, limits=limits, scopes=tuple(self.caller.scopes), new=new)
 
     @extend_schema(summary="Switch a key off for good", request=None)
     @action(detail=True, methods=["post"])

@@ -5,6 +5,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.timezone import now
 
 from registry.audit import Actor
+from registry.db.encryption import DecryptionError
 from registry.health import Checked
 from registry.models import HealthStatus, MCPServer, Tenant, Transport
 from registry.services import health_check, server_register, tools_sync
@@ -68,7 +69,7 @@ class Command(BaseCommand):
         if checked.status in (HealthStatus.HEALTHY, HealthStatus.DEGRADED):
             try:
                 found = tools_sync(server=server, at=now())
-            except UpstreamError as error:
+            except (UpstreamError, DecryptionError) as error:
                 self.stderr.write(f"Tools not read: {error}")
                 return
             self.stdout.write(

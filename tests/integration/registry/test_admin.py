@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 from django.contrib.auth.models import Group
+from django.db import IntegrityError, connection, transaction
 from django.test import Client
 from django.urls import reverse
 
 from gateway.defaults import defaults_ensure
 from monitoring.models import AuditLog
-from registry.admin_base import byte_size, duration, percentage
+from registry import services
+from registry.admin_base import OperatorAdmin, byte_size, duration, percentage
 from registry.audit import Actor
 from registry.models import MCPServer, SystemConfig, Tenant
 from security.models import Role
@@ -73,7 +75,9 @@ def test_a_server_is_registered_with_credentials_that_never_come_back(admin_clie
 
 def test_stored_credentials_are_kept_replaced_and_forgotten(admin_client):
     old = {"headers": {"Authorization": "Bearer old"}}
-    server = MCPServerFactory(tenant=None, credentials=old, slug="search")
+    server = MCPServerFactory(
+        tenant=None, credentials=old, slug="search", endpoint_url=FORM["endpoint_url"]
+    )
     page = change_page(server)
 
     def saved(**changes: str):
@@ -179,6 +183,10 @@ def test_a_tenants_changes_are_audited_with_old_and_new(admin_client):
     [
         ({"slug": "taken"}, "already exists"),
         ({"settings": "{no json"}, "valid JSON"),
+        ({"settings": '["default_access"]'}, "JSON object"),
+        ({"settings": "[]"}, "no object"),
+        ({"settings": '{"default_access": "denied"}'}, "leave it out to allow"),
+        ({"settings": '{"runs_gateway": "yes"}'}, "true or false"),
         ({"status": "gone"}, "not one of the available choices"),
     ],
 )
@@ -194,6 +202,81 @@ def test_what_postgresql_cannot_store_is_no_server_error(admin_client):
     assert response.status_code == 200
     assert "PostgreSQL cannot store one of the values" in response.content.decode()
     assert not Tenant.objects.filter(slug="acme").exists()
+
+
+@pytest.mark.parametrize("settings", [[], "x", {"default_access": "denied"}])
+def test_the_table_refuses_settings_that_nobody_could_obey(settings):
+    tenant = TenantFactory()
+    with pytest.raises(IntegrityError, match="ck_tenants_settings"), transaction.atomic():
+        Tenant.objects.filter(pk=tenant.pk).update(settings=settings)
+    for fine in ({}, {"default_access": "allow"}, {"default_access": "deny", "note": 1}):
+        assert Tenant.objects.filter(pk=tenant.pk).update(settings=fine) == 1
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Changes a row after the form was read and before it is saved."""
+
+    def change(row, **values):
+        save_model = OperatorAdmin.save_model
+
+        def late(admin, request, obj, form, change):
+            type(row).objects.filter(pk=row.pk).update(**values)
+            save_model(admin, request, obj, form, change)
+
+        monkeypatch.setattr(OperatorAdmin, "save_model", late)
+
+    return change
+
+
+def test_a_tenant_suspended_meanwhile_stays_so(admin_client, meanwhile):
+    tenant = TenantFactory(slug="acme")
+    meanwhile(tenant, status="suspended")
+    form = {"name": "Renamed", "slug": "acme", "status": "active", "settings": ""}
+    assert admin_client.post(change_page(tenant), form).status_code == 302
+    before, _ = tenant.updated_at, tenant.refresh_from_db()
+    assert (tenant.name, tenant.status) == ("Renamed", "suspended")
+    assert tenant.updated_at > before
+
+
+def test_a_setting_counts_every_change(admin_client, meanwhile):
+    config = SystemConfigFactory(key="limit")
+    meanwhile(config, version=7)
+    form = {"key": "limit", "value": "2", "is_runtime_configurable": "on"}
+    assert admin_client.post(change_page(config), form).status_code == 302
+    config.refresh_from_db()
+    assert (config.value, config.version) == (2, 8)
+
+
+def test_a_row_deleted_meanwhile_does_not_come_back(admin_client, monkeypatch):
+    tenant = TenantFactory(slug="acme")
+    save_model = OperatorAdmin.save_model
+
+    def late(admin, request, obj, form, change):
+        Tenant.objects.filter(pk=tenant.pk).delete()
+        save_model(admin, request, obj, form, change)
+
+    monkeypatch.setattr(OperatorAdmin, "save_model", late)
+    form = {"name": "Renamed", "slug": "acme", "status": "active", "settings": "{}"}
+    assert "Somebody deleted this" in errors_of(admin_client.post(change_page(tenant), form))
+
+
+def test_an_address_is_looked_up_before_the_transaction(admin_client, monkeypatch):
+    outside = list(connection.savepoint_ids)
+    asked = []
+
+    def resolve(host, _port):
+        asked.append((host, connection.savepoint_ids != outside))
+        return ["93.184.216.34"]
+
+    monkeypatch.setattr(services, "resolve", resolve)
+    form = {**FORM, "endpoint_url": "https://one.example.org/mcp"}
+    assert admin_client.post(ADD, form).status_code == 302
+    page = change_page(MCPServer.objects.get())
+    assert admin_client.post(page, {**form, "name": "Renamed"}).status_code == 302
+    form["endpoint_url"] = "https://two.example.org/mcp"
+    assert admin_client.post(page, form).status_code == 302
+    assert asked == [("one.example.org", False), ("two.example.org", False)]
 
 
 # ---------------------------------------------------------------- settings in the database

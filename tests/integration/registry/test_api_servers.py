@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from django.db import connection
 
 from monitoring.models import AuditLog
+from registry import services
+from registry.api.serializers import ServerToolSerializer
 from registry.models import MCPServer, ServerTool
 from tests.api import client_of
 from tests.factories import MCPServerFactory, ServerToolFactory, TenantFactory
@@ -190,3 +193,24 @@ def test_a_tool_is_found_by_its_server_and_name(client):
 def test_tools_of_shared_servers_are_seen(client):
     ServerToolFactory(server=MCPServerFactory(tenant=None), name="shared_tool")
     assert client.get(TOOLS).json()["results"][0]["name"] == "shared_tool"
+
+
+def test_no_look_up_waits_inside_a_transaction(client, monkeypatch):
+    outside = list(connection.savepoint_ids)
+    open_then = []
+
+    def resolve(_host, _port):
+        open_then.append(connection.savepoint_ids != outside)
+        return ["93.184.216.34"]
+
+    monkeypatch.setattr(services, "resolve", resolve)
+    made = client.post(SERVERS, NEW | {"is_enabled": False}, format="json").json()
+    assert made["is_enabled"] is False
+    path = f"{SERVERS}/{made['id']}"
+    change = {"endpoint_url": "https://elsewhere.example.org/", "is_enabled": True}
+    assert client.patch(path, change, format="json").json()["is_enabled"] is True
+    assert open_then == [False, False]
+
+
+def test_the_switch_of_a_tool_says_what_it_does():
+    assert "cannot be called" in str(ServerToolSerializer().fields["is_enabled"].help_text)

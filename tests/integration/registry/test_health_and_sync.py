@@ -3,9 +3,11 @@
 from datetime import timedelta
 
 import pytest
+from cryptography.fernet import Fernet
 from django.utils.timezone import now
 
 from registry import health, tasks, upstream
+from registry.db.encryption import DecryptionError
 from registry.health import Checked
 from registry.mcp_client import Limits, UpstreamError, UpstreamTooLarge
 from registry.models import HealthStatus, MCPServer, ServerMetric, ServerTool
@@ -275,3 +277,23 @@ def test_the_sync_round_waits_ten_minutes():
         assert tasks.servers_tools_sync(at=now()) == 1
         assert tasks.servers_tools_sync(at=now()) == 0
         assert tasks.servers_tools_sync(at=now() + timedelta(minutes=10)) == 1
+
+
+def test_a_lost_key_keeps_one_server_from_being_asked_and_no_other(settings):
+    stored = {"headers": {"X-API-Key": "s3cret"}}
+    healthy = HealthStatus.HEALTHY
+    lost = server_at("http://127.0.0.1:9/", credentials=stored, health_status=healthy)
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    with mcp_over_http() as url:
+        well = server_at(url, credentials=stored, health_status=healthy)
+        assert tasks.servers_tools_sync(at=now()) == 1
+        assert tasks.servers_health_check(at=now()) == 2
+    well.refresh_from_db()
+    lost.refresh_from_db()
+    assert well.health_status == "healthy"
+    assert lost.health_status == "unknown"
+    for words in ("error", "sync_error"):
+        assert "not in ENCRYPTION_KEYS" in lost.health_metadata[words]
+    tasks.server_first_contact(server_id=lost.pk, at=now())
+    with pytest.raises(DecryptionError):
+        lost.credentials.open()

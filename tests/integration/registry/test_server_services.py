@@ -1,7 +1,9 @@
 """Registering and changing servers."""
 
 import pytest
+from cryptography.fernet import Fernet
 from django.core.exceptions import ValidationError
+from django.db import connection
 from procrastinate.contrib.django.models import ProcrastinateJob
 
 from monitoring.models import AuditLog
@@ -162,3 +164,53 @@ def test_deleting_takes_the_tools_along_and_happens_once():
     assert server_delete(actor=ACTOR, server=server)
     assert not server_delete(actor=ACTOR, server=MCPServer(pk=server.pk))
     assert AuditLog.objects.filter(action="server.delete").count() == 1
+
+
+CREDENTIALS = {"headers": {"Authorization": "Bearer hush"}}
+OTHERS = {"headers": {"Authorization": "Bearer other"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"endpoint_url": "https://elsewhere.example.org/mcp"}, None),
+        ({"endpoint_url": "http://mcp.example.org/mcp"}, None),
+        ({"endpoint_url": "https://mcp.example.org:8443/mcp"}, None),
+        ({"transport_type": "sse"}, None),
+        ({"endpoint_url": "https://elsewhere.example.org/mcp", "credentials": OTHERS}, OTHERS),
+        ({"endpoint_url": "https://MCP.example.org:443/v2"}, CREDENTIALS),
+        ({"name": "Renamed"}, CREDENTIALS),
+    ],
+)
+def test_credentials_stay_with_the_origin_they_were_given_for(changes, left):
+    server = register(credentials=CREDENTIALS)
+    assert server_update(actor=ACTOR, server=server, **changes).credentials == left
+    told = AuditLog.objects.get(action="server.update").details.get("credentials", "")
+    assert told.startswith("dropped") == (left is None)
+
+
+def test_a_server_whose_key_is_lost_is_renamed_and_gets_new_credentials(settings):
+    server = register(credentials=CREDENTIALS)
+    settings.ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    server.refresh_from_db()
+    renamed = server_update(actor=ACTOR, server=server, name="Renamed")
+    assert renamed.name == "Renamed"
+    assert renamed.credentials != CREDENTIALS
+    assert server_update(actor=ACTOR, server=server, credentials=OTHERS).credentials == OTHERS
+
+
+def test_names_are_looked_up_before_the_transaction(monkeypatch):
+    outside = list(connection.savepoint_ids)
+    open_then = []
+
+    def resolve(_host, _port):
+        open_then.append(connection.savepoint_ids != outside)
+        return ["93.184.216.34"]
+
+    monkeypatch.setattr(services, "resolve", resolve)
+    server = register(is_enabled=False)
+    assert not MCPServer.objects.get().is_enabled
+    url = "https://elsewhere.example.org/"
+    changed = server_update(actor=ACTOR, server=server, endpoint_url=url, is_enabled=True)
+    assert changed.is_enabled
+    assert open_then == [False, False]

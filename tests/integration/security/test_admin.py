@@ -11,12 +11,16 @@ from django.urls import reverse
 
 from gateway.defaults import defaults_ensure
 from monitoring.models import AuditLog
+from registry.admin_base import OperatorAdmin
 from registry.audit import Actor
+from security.admin import NewPasswordForm
 from security.keys import hash_secret, parse_key
 from security.models import EnhancedAPIKey, Role, ServerAccessControl, Session, User
 from tests.factories import (
+    APIKeyFactory,
     EnhancedAPIKeyFactory,
     MCPServerFactory,
+    ServerAccessControlFactory,
     SessionFactory,
     TenantFactory,
     UserFactory,
@@ -273,3 +277,75 @@ def test_a_rule_names_exactly_one_subject(admin_client):
 def test_a_rule_that_does_not_fit_is_refused_in_words(admin_client, field, value, words):
     form = {"server": MCPServerFactory().pk, "tenant": TenantFactory().pk, "timezone": "UTC"}
     assert words in errors_of(admin_client.post(ADD_RULE, {**form, field: value}))
+
+
+# ---------------------------------------------------------------- two at once
+
+
+def saved_late(client, monkeypatch, row, form, **meanwhile):
+    """The row after a form was saved that another writer overtook."""
+    save_model = OperatorAdmin.save_model
+
+    def late(admin, request, obj, form, change):
+        type(row).objects.filter(pk=row.pk).update(**meanwhile)
+        save_model(admin, request, obj, form, change)
+
+    monkeypatch.setattr(OperatorAdmin, "save_model", late)
+    page = reverse(f"admin:security_{row._meta.model_name}_change", args=[row.pk])
+    assert client.post(page, form).status_code == 302
+    return type(row).objects.get(pk=row.pk)
+
+
+def test_a_key_revoked_and_counted_meanwhile_stays_so(admin_client, monkeypatch):
+    key = EnhancedAPIKeyFactory()
+    late = {"is_active": False, "is_locked": True, "total_requests": 7}
+    saved = saved_late(admin_client, monkeypatch, key, {**KEY_FORM, "name": "new"}, **late)
+    assert saved.name == "new"
+    assert {name: getattr(saved, name) for name in late} == late
+
+
+def test_a_plain_keys_counter_is_kept(admin_client, monkeypatch):
+    saved = saved_late(admin_client, monkeypatch, APIKeyFactory(), {}, total_requests=7)
+    assert (saved.is_active, saved.total_requests) == (False, 7)
+
+
+def test_a_rule_ended_meanwhile_stays_so(admin_client, monkeypatch):
+    rule = ServerAccessControlFactory(tenant=TenantFactory())
+    form = {
+        "server": rule.server_id,
+        "tenant": rule.tenant_id,
+        "timezone": "UTC",
+        "is_active": "on",
+        "can_write": "on",
+    }
+    late = {"is_active": False, "access_count": 7}
+    saved = saved_late(admin_client, monkeypatch, rule, form, **late)
+    assert saved.can_write
+    assert (saved.is_active, saved.access_count) == (False, 7)
+
+
+def test_a_user_shut_out_meanwhile_stays_so(admin_client, monkeypatch, groups):
+    user = UserFactory()
+    form = {
+        "username": user.username,
+        "email": user.email,
+        "role": user.role,
+        "tenant": user.tenant_id,
+        "is_active": "on",
+        "full_name": "Ada",
+    }
+    saved = saved_late(admin_client, monkeypatch, user, form, is_active=False)
+    assert (saved.full_name, saved.is_active) == ("Ada", False)
+
+
+@pytest.mark.parametrize("usable", ["true", "false"])
+def test_a_new_password_writes_nothing_else(usable):
+    user = UserFactory()
+    secret = "correct horse battery"
+    data = {"usable_password": usable, "password1": secret, "password2": secret}
+    form = NewPasswordForm(user, data)
+    assert form.is_valid()
+    User.objects.update(is_active=False)
+    form.save()
+    user.refresh_from_db()
+    assert (user.check_password(secret), user.is_active) == (usable == "true", False)

@@ -90,6 +90,27 @@ def test_credentials_need_the_rules_can_admin(tenant, server):
     assert client.patch(path, change, format="json").json()["has_credentials"] is True
 
 
+def test_a_server_with_credentials_is_moved_by_who_may_set_them(tenant):
+    server = MCPServerFactory(tenant=tenant, endpoint_url="https://93.184.216.34/mcp")
+    client = client_of(tenant, scopes=["read", "write"])
+    rule = ServerAccessControlFactory(server=server, api_key=client.key, can_write=True)
+
+    def patched(**change):
+        return client.patch(f"{SERVERS}/{server.pk}", change, format="json").status_code
+
+    assert patched(endpoint_url="https://93.184.216.35/mcp") == 200  # nothing to steal yet
+    server.refresh_from_db()
+    server.credentials = {"headers": {"Authorization": "Bearer x"}}
+    server.save()
+    assert patched(endpoint_url="https://93.184.216.36/mcp") == 403
+    assert patched(transport_type="sse") == 403
+    assert patched(endpoint_url=server.endpoint_url, transport_type="http", name="New") == 200
+    ServerAccessControl.objects.filter(pk=rule.pk).update(can_admin=True)
+    assert patched(endpoint_url="https://93.184.216.36/mcp") == 200
+    server.refresh_from_db()
+    assert server.credentials is None
+
+
 def test_shared_servers_are_read_by_all_and_changed_by_operators(tenant):
     shared = MCPServerFactory(tenant=None)
     client = client_of(tenant)

@@ -117,3 +117,47 @@ def test_revoking_and_unlocking_are_noted_once(admin):
 def test_a_key_is_not_deleted(admin):
     assert admin.delete(f"{KEYS}/{admin.key.pk}").status_code == 405
     assert EnhancedAPIKey.objects.filter(pk=admin.key.pk).exists()
+
+
+RESTRICTED = {
+    "allowed_servers": ["a", "b"],
+    "allowed_methods": ["tools/call:read_*"],
+    "ip_whitelist": ["127.0.0.0/8"],
+}
+
+
+@pytest.fixture
+def restricted():
+    return client_of(TenantFactory(), **RESTRICTED)
+
+
+def test_a_restricted_key_hands_its_limits_on(restricted):
+    made = restricted.post(KEYS, {"name": "child", "allowed_servers": []}, format="json").json()
+    assert {name: made[name] for name in RESTRICTED} == RESTRICTED
+    narrower = {
+        "allowed_servers": ["a"],
+        "allowed_methods": ["tools/call:read_one"],
+        "ip_whitelist": ["127.0.0.1"],
+    }
+    made = restricted.post(KEYS, {"name": "child", **narrower}, format="json").json()
+    assert {name: made[name] for name in RESTRICTED} == narrower
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        {"allowed_servers": ["a", "c"]},
+        {"allowed_methods": ["tools/call"]},
+        {"ip_whitelist": ["0.0.0.0/0"]},
+    ],
+)
+def test_a_restricted_key_widens_neither_itself_nor_another(restricted, beyond):
+    other = EnhancedAPIKeyFactory(tenant=restricted.key.tenant, **RESTRICTED)
+    answers = [restricted.post(KEYS, {"name": "child", **beyond}, format="json")]
+    [name] = beyond
+    for key in (restricted.key, other):
+        answers.append(restricted.patch(f"{KEYS}/{key.pk}", beyond, format="json"))
+        emptied = restricted.patch(f"{KEYS}/{key.pk}", {name: []}, format="json")
+        assert emptied.json()[name] == RESTRICTED[name]
+    for answer in answers:
+        assert (answer.status_code, answer.json().keys()) == (400, beyond.keys())
