@@ -24,7 +24,7 @@ ERAS = ("legacy", "2026-07-28")
 async def call_add(url: str, key: str, mode: str) -> str:
     """The text that the sample's tool `add` answers for 2 and 3."""
     async with (
-        httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as http,
+        httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http,
         Client(streamable_http_client(url, http_client=http), mode=mode) as client,
     ):
         tools = [tool.name for tool in (await client.list_tools()).tools]
@@ -61,7 +61,7 @@ def main() -> None:
                 text = asyncio.run(call_add(ready["mcp_url"], ready["api_key"], mode))
                 assert text == "5", text
                 sys.stdout.write(f"{mode}: add(2, 3) = {text}\n")
-            page = httpx2.get(f"{ready['url']}/admin/login/")
+            page = httpx2.get(f"{ready['url']}/admin/login/", trust_env=False)
             assert page.status_code == 200, page
         finally:
             process.send_signal(signal.SIGTERM)

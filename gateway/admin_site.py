@@ -14,7 +14,7 @@ from unfold.sites import UnfoldAdminSite
 from gateway.models import BreakerState, CircuitBreaker
 from monitoring.models import PerformanceAlert
 from monitoring.queries import request_performance
-from registry.admin_base import duration, percentage
+from registry.admin_base import NOTHING, duration, percentage
 from registry.models import HealthStatus, MCPServer
 
 __all__ = ["GatewayAdminSite", "glance", "icon", "script", "sidebar", "style"]
@@ -163,8 +163,8 @@ def _alerts() -> dict[str, Any]:
     note = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
     return _card(
         "Firing alerts",
-        str(len(names)),
-        note or "nothing to look after",
+        str(len(names) or NOTHING),
+        note or "rules are not evaluated yet",
         "monitoring_performancealert",
         "?is_triggered__exact=1",
         alarm=bool(names),

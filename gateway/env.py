@@ -22,6 +22,7 @@ __all__ = [
     "load_env_file",
     "log_format",
     "log_level",
+    "natural",
     "networks",
     "origins",
     "positive_int",
@@ -66,6 +67,13 @@ def truth(raw: str) -> bool:
 def positive_int(raw: str) -> int:
     if not raw.strip().isdigit() or int(raw) < 1:
         raise ValueError(f"'{raw}' is not a whole number above 0.")
+    return int(raw)
+
+
+def natural(raw: str) -> int:
+    """A whole number from 0."""
+    if not raw.strip().isdecimal():
+        raise ValueError(f"'{raw}' is not a whole number from 0.")
     return int(raw)
 
 

@@ -13,7 +13,7 @@ CATALOGUE = [
             **sample(CircuitBreaker, "server_id", "service_name")
         ),
         caller="the data plane: may this server be called?",
-        rate="each call whose breaker is not in memory",
+        rate="each call",
     ),
     IndexEntry(
         index="uq_connection_pools_server_pool",
@@ -21,7 +21,7 @@ CATALOGUE = [
             **sample(ConnectionPool, "server_id", "pool_name")
         ),
         caller="the data plane: the operator's pool settings",
-        rate="each new upstream pool",
+        rate="each call, together with the breaker",
     ),
     IndexEntry(
         index="uq_request_queues_server_queue",
@@ -29,6 +29,6 @@ CATALOGUE = [
             **sample(RequestQueue, "server_id", "queue_name")
         ),
         caller="the data plane: the operator's queue settings",
-        rate="each new queue",
+        rate="each call, together with the breaker",
     ),
 ]

@@ -8,18 +8,22 @@ from contextlib import contextmanager
 from typing import Any
 
 from django.core.management import call_command
-from django.db import connection
+from django.db import Error, connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
+
+from registry.db.direct import direct_connections, is_about_locks
 
 __all__ = ["SchemaBusyError", "migrations_pending", "schema_create"]
 
+APPLICATION_NAME = "mcp-gateway init_db"
 # Any number that no other program on the database uses; the same for every gateway process.
 LOCK = 6_022_140_761
 WAIT_SECONDS = 120.0
 
 
 class SchemaBusyError(Exception):
-    """Another process has been migrating this database for longer than one waits."""
+    """Others have been in the way for longer than one waits; the message says what to do."""
 
 
 def migrations_pending() -> list[str]:
@@ -30,25 +34,55 @@ def migrations_pending() -> list[str]:
 
 
 def schema_create(*, told: Callable[[str], None]) -> int:
-    """Run the pending migrations, one process at a time; returns how many. `told` hears each."""
-    with _alone():
+    """Run the pending migrations, one process at a time; returns how many. `told` hears each.
+
+    A migration may take as long as it takes, but waits for locks only briefly, because all later
+    queries on the table would wait with it: SchemaBusyError then, and nothing is half done.
+    """
+    with direct_connections(application_name=APPLICATION_NAME) as (work, _), _alone(work):
         pending = migrations_pending()
         if pending:
-            call_command("migrate", interactive=False, verbosity=0)
+            with _as_default(work), _locks_in_words():
+                call_command("migrate", interactive=False, verbosity=0)
         for name in pending:
             told(name)
         return len(pending)
 
 
 @contextmanager
-def _alone(wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
+def _as_default(own: BaseDatabaseWrapper) -> Iterator[None]:
+    """Let this thread's ORM, and so every migration, use the given connection."""
+    usual = connections[own.alias]
+    connections[own.alias] = own
+    try:
+        yield
+    finally:
+        connections[own.alias] = usual
+
+
+@contextmanager
+def _locks_in_words() -> Iterator[None]:
+    try:
+        yield
+    except Error as error:
+        if not is_about_locks(error):
+            raise
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise SchemaBusyError(
+            f"A table that a migration changes is in use ({reason}). What was migrated so far "
+            "stays; try again when long transactions on it have ended."
+        ) from error
+
+
+@contextmanager
+def _alone(own: BaseDatabaseWrapper, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
     """Hold an advisory lock of this session.
 
     Asked for again and again, not waited for: a waiting statement has a snapshot, and a
     concurrent index build of the holder would wait for that for ever.
     """
     until = time.monotonic() + wait_seconds
-    while not _ask("SELECT pg_try_advisory_lock(%s)"):
+    while not _ask(own, "SELECT pg_try_advisory_lock(%s)"):
         if time.monotonic() > until:
             raise SchemaBusyError(
                 "Another process is migrating this database; try again when it is done."
@@ -57,10 +91,10 @@ def _alone(wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
     try:
         yield
     finally:
-        _ask("SELECT pg_advisory_unlock(%s)")
+        _ask(own, "SELECT pg_advisory_unlock(%s)")
 
 
-def _ask(statement: str) -> Any:
-    with connection.cursor() as cursor:
+def _ask(own: BaseDatabaseWrapper, statement: str) -> Any:
+    with own.cursor() as cursor:
         cursor.execute(statement, [LOCK])
         return cursor.fetchone()[0]

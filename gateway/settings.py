@@ -25,7 +25,9 @@ SECRETS_ARE_OWN = _own_key and _own_keys  # `serve` and `worker` insist on it wi
 
 ALLOWED_HOSTS = env.read("ALLOWED_HOSTS", env.words, ["localhost", "127.0.0.1", "[::1]"])
 GATEWAY_ALLOWED_ORIGINS: list[str] = env.read("GATEWAY_ALLOWED_ORIGINS", env.origins, [])
-CSRF_TRUSTED_ORIGINS = GATEWAY_ALLOWED_ORIGINS
+# Other addresses under which the admin itself is opened. Not the origins above: what may call
+# /mcp should not be able to post the admin's forms.
+CSRF_TRUSTED_ORIGINS: list[str] = env.read("CSRF_TRUSTED_ORIGINS", env.origins, [])
 
 # ---------------------------------------------------------------- the data plane
 GATEWAY_ALLOW_PRIVATE_UPSTREAMS = env.read(
@@ -57,6 +59,12 @@ def _database(name: str, default: str) -> dict[str, object]:
         "OPTIONS": {
             "application_name": "mcp-gateway",
             "connect_timeout": 5,
+            # Seconds, and milliseconds in the last one: a server that is gone without a word is
+            # noticed. libpq passes them over where the connection is a Unix socket.
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
             # Milliseconds. Every statement that can block has an end.
             "options": "-c statement_timeout=30000 -c lock_timeout=5000"
             " -c idle_in_transaction_session_timeout=30000 -c timezone=UTC",
@@ -82,6 +90,7 @@ INSTALLED_APPS = [
     "security",
     "monitoring",
     "registry",
+    "servestatic",
     "unfold.apps.BasicAppConfig",
     "unfold.contrib.filters",
     "gateway.admin_config.GatewayAdminConfig",
@@ -99,9 +108,9 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "gateway.middleware.RequestIDMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
-    "gateway.middleware.RequestIDMiddleware",
     "security.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -136,9 +145,10 @@ AUTH_USER_MODEL = "security.User"
 SESSION_ENGINE = "security.sessions"
 SESSION_COOKIE_AGE = 14 * 24 * 3600
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.read(
-    "GATEWAY_SECURE_COOKIES", env.truth, default=False
+    "GATEWAY_SECURE_COOKIES", env.truth, default=not DEBUG
 )
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SESSION_COOKIE_SECURE else None
+SECURE_HSTS_SECONDS = env.read("GATEWAY_HSTS_SECONDS", env.natural, 0)
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in (

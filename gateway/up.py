@@ -212,6 +212,8 @@ def _environment(host: str) -> dict[str, str]:
         **os.environ,
         "GATEWAY_LOCAL_DIR": str(settings.LOCAL_DIR),
         "GATEWAY_ALLOW_PRIVATE_UPSTREAMS": "on",
+        # The address is plain http, where browsers would not send secure cookies back.
+        "GATEWAY_SECURE_COOKIES": os.environ.get("GATEWAY_SECURE_COOKIES") or "off",
         "SECRET_KEY": settings.SECRET_KEY,
         "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
         "ALLOWED_HOSTS": ",".join(dict.fromkeys(hosts)),
@@ -232,12 +234,14 @@ def _sample_url(sample: Child) -> str:
 
 
 def _wait_until_ready(url: str, children: Children) -> None:
+    # The address is this machine's: a proxy of the environment could not reach it.
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + READY_SECONDS
     answer = "it does not answer"
     while time.monotonic() < deadline:
         children.check()
         try:
-            with urllib.request.urlopen(f"{url}/health/ready", timeout=5):  # noqa: S310  (http)
+            with direct.open(f"{url}/health/ready", timeout=5):
                 return
         except urllib.error.HTTPError as error:
             answer = f"it answers {error.code}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from django import forms
@@ -46,6 +46,14 @@ from registry.admin_base import (
 )
 from registry.audit import Actor
 from registry.models import MCPServer, Tenant
+
+
+class NotedMixin:
+    """A sentence above the list: what an operator should know before trusting it."""
+
+    note: ClassVar[str]
+    list_before_template = "monitoring/admin_note.html"
+
 
 # ---------------------------------------------------------------- both logs
 
@@ -362,8 +370,15 @@ def _url_name(table: str) -> str:
 # ---------------------------------------------------------------- alerts
 
 
+ALERTS_NOTE = (
+    "Rules are kept here; nothing evaluates them yet, so none of them fires by itself. "
+    "The figures they name are in the SQL view performance_monitoring."
+)
+
+
 @admin.register(PerformanceAlert)
-class PerformanceAlertAdmin(ServiceAdmin):
+class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
+    note = ALERTS_NOTE
     actions = ("acknowledge",)
     list_display = (
         "name",
@@ -395,7 +410,13 @@ class PerformanceAlertAdmin(ServiceAdmin):
         "last_notification",
     )
     fieldsets = (
-        (None, {"fields": (("name", "severity"), "description", ("server", "is_active"))}),
+        (
+            None,
+            {
+                "fields": (("name", "severity"), "description", ("server", "is_active")),
+                "description": ALERTS_NOTE,
+            },
+        ),
         (
             "Condition",
             {
@@ -467,11 +488,11 @@ class PerformanceAlertAdmin(ServiceAdmin):
     @display(
         description="state",
         ordering="is_triggered",
-        label={"firing": "danger", "acknowledged": "warning", "quiet": "success"},
+        label={"firing": "danger", "acknowledged": "warning", "not evaluated": "default"},
     )
     def state(self, alert: PerformanceAlert) -> str:
         if not alert.is_triggered:
-            return "quiet"
+            return "not evaluated"
         answered = alert.acknowledged_at and (
             alert.first_triggered is None or alert.acknowledged_at >= alert.first_triggered
         )
@@ -504,8 +525,15 @@ class DataRetentionPolicyForm(CheckedModelForm):
         fields = "__all__"
 
 
+RETENTION_NOTE = (
+    "Policies are kept here; nothing carries them out yet, so no row is deleted by age. "
+    "Delete old rows of the logs by hand where they grow too large."
+)
+
+
 @admin.register(DataRetentionPolicy)
-class DataRetentionPolicyAdmin(ServiceAdmin):
+class DataRetentionPolicyAdmin(NotedMixin, ServiceAdmin):
+    note = RETENTION_NOTE
     form = DataRetentionPolicyForm
     list_display = (
         "name",
@@ -522,7 +550,10 @@ class DataRetentionPolicyAdmin(ServiceAdmin):
     ordering = ("name",)
     readonly_fields = ("last_run", "next_run", "deleted", "last_deleted_count", "took")
     fieldsets = (
-        (None, {"fields": (("name", "is_active"), "description")}),
+        (
+            None,
+            {"fields": (("name", "is_active"), "description"), "description": RETENTION_NOTE},
+        ),
         (
             "What is kept",
             {
@@ -531,8 +562,6 @@ class DataRetentionPolicyAdmin(ServiceAdmin):
                     ("retention_days", "batch_size"),
                     "conditions",
                 ),
-                "description": "Whole partitions are dropped where a table has them; elsewhere "
-                "rows go in batches.",
             },
         ),
         (
@@ -571,8 +600,15 @@ class DataRetentionPolicyAdmin(ServiceAdmin):
 # ---------------------------------------------------------------- materialised views
 
 
+VIEWS_NOTE = (
+    "Strategies and intervals are kept here; nothing refreshes the views yet. "
+    "REFRESH MATERIALIZED VIEW in psql does it by hand."
+)
+
+
 @admin.register(MaterializedView)
-class MaterializedViewAdmin(ServiceAdmin):
+class MaterializedViewAdmin(NotedMixin, ServiceAdmin):
+    note = VIEWS_NOTE
     list_display = (
         "name",
         "refresh_strategy",
@@ -598,7 +634,7 @@ class MaterializedViewAdmin(ServiceAdmin):
         "took",
     )
     fieldsets = (
-        (None, {"fields": (("name", "is_active"), "description")}),
+        (None, {"fields": (("name", "is_active"), "description"), "description": VIEWS_NOTE}),
         (
             "Refresh",
             {

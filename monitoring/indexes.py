@@ -65,8 +65,8 @@ CATALOGUE = [
     IndexEntry(
         index="idx_request_routing_composite",
         query=_fastest_route,
-        caller="the fastest successful calls of one route and server",
-        rate="operators' page views",
+        caller="nobody yet: the guide's query for the fastest good calls of one route and server",
+        rate="never",
     ),
     IndexEntry(
         index="uq_database_size_snapshots_table_day",

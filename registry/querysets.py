@@ -24,14 +24,20 @@ class MCPServerQuerySet(models.QuerySet["MCPServer"]):
         return self.filter(is_enabled=True, health_status__in=USABLE)
 
     def fastest(self, *, transport: str, limit: int) -> Self:
-        """The usable servers of one transport, lowest latency first."""
+        """The usable servers of one transport, lowest latency first.
+
+        One of the performance guide's queries; the catalogue of indexes runs it, no page does yet.
+        """
         found = self.usable().filter(transport_type=transport)
         return found.order_by("avg_response_time")[:limit]
 
 
 class ServerToolQuerySet(models.QuerySet["ServerTool"]):
     def named(self, name: str) -> Self:
-        """One tool name on every usable server that offers it, best record first."""
+        """One tool name on every usable server that offers it, best record first.
+
+        One of the performance guide's queries; the catalogue of indexes runs it, no page does yet.
+        """
         return self.filter(
             name=name,
             is_enabled=True,

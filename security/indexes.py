@@ -27,7 +27,7 @@ CATALOGUE = [
             .filter(address=sample(User, "email")["email"])
             .exclude(email="")
         ),
-        caller="is this address taken? forms and the REST API",
+        caller="is this address taken? the admin's forms",
         rate="each change of a user",
     ),
     IndexEntry(
@@ -50,7 +50,7 @@ CATALOGUE = [
             **sample(Session, "user_id", "is_active", is_active=True, expires_at__gt=now()),
             expires_at__gt=now(),
         ),
-        caller="a user's live logins: the admin, signing out everywhere",
+        caller="a user's live logins: the admin's list of sessions with its filters",
         rate="some a day",
     ),
     IndexEntry(
@@ -63,7 +63,7 @@ CATALOGUE = [
         index="uq_api_keys_key_hash",
         query=lambda: APIKey.objects.filter(**sample(APIKey, "key_hash")),
         caller="authentication with a plain key",
-        rate="each call whose key is not in memory",
+        rate="each call",
     ),
     IndexEntry(
         index="idx_api_keys_tenant_active",
@@ -77,7 +77,7 @@ CATALOGUE = [
         index="uq_enhanced_api_keys_key_prefix",
         query=lambda: EnhancedAPIKey.objects.filter(**sample(EnhancedAPIKey, "key_prefix")),
         caller="authentication: the row whose HMAC is then compared",
-        rate="each call whose key is not in memory",
+        rate="each call",
     ),
     IndexEntry(
         index="uq_server_access_control_subject",
@@ -85,6 +85,6 @@ CATALOGUE = [
             **sample(ServerAccessControl, "server_id", "is_active", is_active=True)
         ),
         caller="authorisation: the active rules of a server",
-        rate="each call whose rules are not in memory",
+        rate="each call",
     ),
 ]

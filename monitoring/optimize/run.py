@@ -5,21 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import Any, Self
 
-from django.conf import settings
-from django.db import Error, connections, transaction
+from django.db import Error, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.timezone import now
-from psycopg import errors
 
 from monitoring.audit import Actor, audit_write
 from monitoring.models import DeclaredIndex, OptimizeOutcome, OptimizeRun
 from monitoring.optimize.plan import Change, Step
 from monitoring.optimize.state import State, actual_state
+from registry.db.direct import (
+    BRIEF_LOCK_MS,
+    PoolerError,
+    direct_connections,
+    is_about_locks,
+    set_lock_timeout,
+)
 
 __all__ = [
     "BRIEF_LOCK_MS",
@@ -42,20 +46,13 @@ __all__ = [
 APPLICATION_NAME = "mcp-gateway optimize_db"
 ADVISORY_LOCK = int.from_bytes(b"mcp-opt\0", "big")
 
-# While a statement waits for a lock that conflicts with reads, every later query queues behind
-# it: so it gives up soon. A concurrent build makes nobody wait and may be patient.
-BRIEF_LOCK_MS = 2_000
-CONCURRENT_LOCK_MS = 60_000
+CONCURRENT_LOCK_MS = 60_000  # a concurrent build makes nobody wait and may be patient
 BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 4.0)  # after the 1st, 2nd, … attempt
 POLL_SECONDS = 0.3
 
 
 class BusyError(Exception):
     """Another optimize_db holds the lock; the message says which session."""
-
-
-class PoolerError(Exception):
-    """The connection goes through a transaction pooler, which has no session to hold a lock in."""
 
 
 class StepError(Exception):
@@ -92,31 +89,9 @@ class Session:
 @contextmanager
 def open_session(*, lock_timeout_ms: int = BRIEF_LOCK_MS) -> Iterator[Session]:
     """Connections of their own, past the pooler where DATABASE_DIRECT_URL names a way."""
-    session = Session(work=_connect(), watch=_connect())
-    try:
-        _set_lock_timeout(session.work, lock_timeout_ms)
-        _refuse_pooler(session)
-        yield session
-    finally:
-        session.work.close()
-        session.watch.close()
-
-
-def _connect() -> BaseDatabaseWrapper:
-    default = connections["default"]
-    connection = default.copy()
-    # settings.DATABASE_DIRECT: the same database without a pooler in between, if there is one.
-    direct = settings.DATABASE_DIRECT or {}
-    connection.settings_dict = deepcopy(default.settings_dict) | deepcopy(direct)
-    options = {**connection.settings_dict["OPTIONS"], "application_name": APPLICATION_NAME}
-    connection.settings_dict["OPTIONS"] = options
-    connection.inc_thread_sharing()  # the watcher's thread uses one of them
-    with connection.cursor() as cursor:
-        # A build takes as long as it takes; waits for locks are bounded step by step.
-        cursor.execute("SET statement_timeout = 0")
-        cursor.execute("SET idle_in_transaction_session_timeout = 0")
-        _set_lock_timeout(connection, BRIEF_LOCK_MS)
-    return connection
+    name, patience = APPLICATION_NAME, lock_timeout_ms
+    with direct_connections(application_name=name, lock_timeout_ms=patience) as (work, watch):
+        yield Session(work=work, watch=watch)
 
 
 def _one(connection: BaseDatabaseWrapper, query: str, parameters: Sequence[Any] = ()) -> Any:
@@ -125,33 +100,8 @@ def _one(connection: BaseDatabaseWrapper, query: str, parameters: Sequence[Any] 
         return cursor.fetchone()
 
 
-def _set_lock_timeout(connection: BaseDatabaseWrapper, milliseconds: int) -> None:
-    _one(connection, "SELECT set_config('lock_timeout', %s, false)", [f"{milliseconds}ms"])
-
-
 def _backend(connection: BaseDatabaseWrapper) -> int:
     return int(_one(connection, "SELECT pg_backend_pid()")[0])
-
-
-def _refuse_pooler(session: Session) -> None:
-    """PoolerError where statements of one connection reach several backends.
-
-    A pooler hands the backend that was used last to whoever asks next: the transaction of the
-    second connection takes it away from the first one.
-    """
-    before = _backend(session.work)
-    session.watch.set_autocommit(False)
-    try:
-        taken = _backend(session.watch)
-        after = _backend(session.work)
-    finally:
-        session.watch.rollback()
-        session.watch.set_autocommit(True)
-    if taken == before or after != before:
-        raise PoolerError(
-            "The database is reached through a transaction pooler, where neither lock_timeout nor "
-            "the lock of optimize_db would last: set DATABASE_DIRECT_URL to the server itself."
-        )
 
 
 @contextmanager
@@ -286,14 +236,14 @@ class Executor:
         is_in_the_way = step.cleanup and not is_first
         statements = [step.cleanup, step.sql] if is_in_the_way else [step.sql]
         patience = CONCURRENT_LOCK_MS if step.is_concurrent else BRIEF_LOCK_MS
-        _set_lock_timeout(self.session.work, self.lock_timeout_ms or patience)
+        set_lock_timeout(self.session.work, self.lock_timeout_ms or patience)
         with _Watcher(self.session, self.reporter) as watcher:
             try:
                 with self.session.work.cursor() as cursor:
                     for statement in statements:
                         cursor.execute(statement)
             except Error as error:
-                is_lock = _is_about_locks(error)
+                is_lock = is_about_locks(error)
                 sentence = _sentence(error)
                 if is_lock and watcher.blockers:
                     sentence += f" (waited for {watcher.blockers})"
@@ -316,16 +266,12 @@ class Executor:
     def _clean_up(self, step: Step) -> None:
         """Remove what the failed attempt left; what resists is repaired by the next run."""
         if step.cleanup:
-            _set_lock_timeout(self.session.work, self.lock_timeout_ms or BRIEF_LOCK_MS)
+            set_lock_timeout(self.session.work, self.lock_timeout_ms or BRIEF_LOCK_MS)
             try:
                 with self.session.work.cursor() as cursor:
                     cursor.execute(step.cleanup)
             except Error:
                 self.reporter.step_progress(None, "an invalid index stays for the next attempt")
-
-
-def _is_about_locks(error: Error) -> bool:
-    return isinstance(error.__cause__, errors.LockNotAvailable | errors.DeadlockDetected)
 
 
 def read_actual(session: Session, reporter: Reporter) -> State:
@@ -338,7 +284,7 @@ def read_actual(session: Session, reporter: Reporter) -> State:
         try:
             return actual_state(session.work)
         except Error as error:
-            if not _is_about_locks(error):
+            if not is_about_locks(error):
                 raise
             reason = f"A table is locked against reading: {_sentence(error)}"
             if seconds is None:

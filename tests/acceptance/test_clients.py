@@ -51,7 +51,7 @@ def test_the_official_sdk_lists_and_calls(up: dict[str, Any], mode: str):
     async def scenario() -> None:
         headers = {"Authorization": f"Bearer {up['api_key']}"}
         async with (
-            httpx2.AsyncClient(headers=headers) as http,
+            httpx2.AsyncClient(headers=headers, trust_env=False) as http,
             Client(streamable_http_client(up["mcp_url"], http_client=http), mode=mode) as client,
         ):
             assert "add" in {tool.name for tool in (await client.list_tools()).tools}
@@ -87,6 +87,7 @@ def test_each_call_leaves_one_row_within_a_second(up: dict[str, Any]):
         up["mcp_url"],
         headers={"X-API-Key": up["api_key"], "Accept": "application/json, text/event-stream"},
         json={"jsonrpc": "2.0", "id": 1, "method": "ping"},
+        trust_env=False,
     )
     id_ = response.headers["x-request-id"]
     with psycopg.connect(up["database_url"], autocommit=True) as connection:

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -71,9 +70,11 @@ class Up:
 
 
 def environment(local: Path) -> dict[str, str]:
-    unwanted = {"DATABASE_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "DEBUG"}
+    unwanted = {"DATABASE_URL", "SECRET_KEY", "ENCRYPTION_KEYS", "DEBUG", "NO_PROXY"}
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
-    return kept | {"GATEWAY_LOCAL_DIR": str(local)}
+    # A proxy that nobody answers at: nothing of `up` may ask it for this machine's addresses.
+    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    return kept | proxy | {"GATEWAY_LOCAL_DIR": str(local)}
 
 
 def children_of(pid: int) -> set[int]:
@@ -133,9 +134,19 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def signs_in(url: str, *, username: str, password: str) -> bool:
+    """Whether the admin's form opens the admin, with cookies as a browser keeps them."""
+    with httpx2.Client(base_url=url, follow_redirects=True, trust_env=False) as browser:
+        browser.get("/admin/login/")
+        form = {"username": username, "password": password, "next": "/admin/"}
+        form["csrfmiddlewaretoken"] = browser.cookies["csrftoken"]
+        page = browser.post("/admin/login/", data=form, headers={"Origin": url})
+        return page.status_code == 200 and page.url.path == "/admin/"
+
+
 async def call_add(url: str, key: str) -> str:
     async with (
-        httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as http,
+        httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http,
         Client(streamable_http_client(url, http_client=http)) as client,
     ):
         result = await client.call_tool("add", {"a": 2, "b": 3})
@@ -150,8 +161,7 @@ def test_up_serves_stops_and_finds_its_data_again(
     assert set(found) == {"url", "mcp_url", "server", "api_key", "database_url", "admin"}
     assert found["url"] == f"http://127.0.0.1:{free_port}"
     assert asyncio.run(call_add(found["mcp_url"], found["api_key"])) == "5"
-    with urllib.request.urlopen(f"{found['url']}/admin/login/") as page:  # noqa: S310  (ours)
-        assert page.status == 200
+    assert signs_in(found["url"], **found["admin"])
     with psycopg.connect(found["database_url"]) as connection:
         tools = connection.execute("SELECT count(*) FROM server_tools WHERE name = 'add'")
         assert tools.fetchone() == (1,)
@@ -209,7 +219,7 @@ def test_a_killed_database_comes_back_by_itself(up: Callable[..., Up], local: Pa
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx2.get(f"{url}/health/ready", timeout=10).status_code == 200
+        return httpx2.get(f"{url}/health/ready", timeout=10, trust_env=False).status_code == 200
     except httpx2.HTTPError:
         return False
 

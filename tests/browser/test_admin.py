@@ -21,10 +21,11 @@ PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
-def page(live_server, monkeypatch) -> Iterator[Any]:
+def page(live_server, monkeypatch, settings) -> Iterator[Any]:
     """A signed-in page that fails the test on a script's error or a request to elsewhere."""
     # Playwright's synchronous face runs an event loop in this thread; the ORM is not used in it.
     monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    settings.SESSION_COOKIE_SECURE = settings.CSRF_COOKIE_SECURE = False  # it is plain http
     User.objects.create_superuser(username="boss", email="", password=PASSWORD)
     faults: list[str] = []
     own = (live_server.url, "data:", "blob:")

@@ -5,6 +5,7 @@ from django.core.management.base import BaseCommand, CommandError
 from gateway.defaults import defaults_ensure
 from gateway.schema import SchemaBusyError, schema_create
 from monitoring.audit import Actor
+from registry.db.direct import PoolerError
 
 
 class Command(BaseCommand):
@@ -17,7 +18,7 @@ class Command(BaseCommand):
 
         try:
             applied = schema_create(told=told)
-        except SchemaBusyError as error:
+        except (PoolerError, SchemaBusyError) as error:
             raise CommandError(str(error)) from None
         made = defaults_ensure(actor=Actor(service_name="cli"))
         if verbosity:

@@ -1,5 +1,5 @@
--- The dashboard: what alerts rest on, one row a metric and subject. Called by: the alert task,
--- the REST API, /metrics, operators in psql.
+-- The dashboard, one row a metric and subject; alert rules name its metrics. Called by: the REST
+-- API, operators in psql.
 -- Subject 'all' is the whole gateway, or the worst of its parts where a sum would mean nothing;
 -- single servers, tables and statements follow where they stand out. Nothing here needs rights
 -- beyond SELECT on this view: what a role may not see of other sessions is NULL.

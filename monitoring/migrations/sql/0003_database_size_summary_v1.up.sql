@@ -1,5 +1,5 @@
 -- What each table of this schema weighs. Called by: the REST API, performance_monitoring,
--- the daily size snapshot, operators in psql.
+-- the task sizes_snapshot, operators in psql.
 CREATE VIEW database_size_summary AS
 WITH relations AS (
     SELECT

@@ -114,6 +114,7 @@ class Scene:
             content=body if method == "POST" else None,
             headers=sent,
             timeout=timeout,
+            trust_env=False,
         )
 
     def row(self, response: httpx2.Response) -> RequestLog:

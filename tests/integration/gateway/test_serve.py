@@ -17,6 +17,7 @@ from cryptography.fernet import Fernet
 from django.db import connection
 
 ROOT = Path(__file__).resolve().parents[3]
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def serve(*arguments: str, **changed: str) -> subprocess.Popen[str]:
@@ -87,7 +88,7 @@ def test_serves_and_stops_when_asked(free_port: int, number: int) -> None:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  (ours)
+        with DIRECT.open(url, timeout=2) as answer:
             return answer.status == 200
     except OSError:
         return False

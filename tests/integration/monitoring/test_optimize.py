@@ -28,6 +28,7 @@ from monitoring.optimize.state import (
     actual_state,
     declared_state,
 )
+from registry.db import direct
 from tests.factories import UserFactory
 
 # CONCURRENTLY is refused in a transaction, and other sessions have to see the rows.
@@ -548,8 +549,8 @@ def test_second_run_is_refused_by_name(execute: Execute) -> None:
 
 def test_transaction_pooler_is_refused(other: BaseDatabaseWrapper) -> None:
     """Both connections reach one backend, as they do behind a transaction pooler."""
-    with pytest.raises(running.PoolerError, match="DATABASE_DIRECT_URL"):
-        running._refuse_pooler(running.Session(work=other, watch=other))
+    with pytest.raises(direct.PoolerError, match="DATABASE_DIRECT_URL"):
+        direct._refuse_pooler(other, other)
 
 
 def test_role_without_rights_is_told_what_it_lacks(

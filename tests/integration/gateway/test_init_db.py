@@ -1,0 +1,95 @@
+"""How init_db migrates: on a connection of its own, without an end, and with words for locks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from gateway import schema
+from registry.db import direct
+
+pytestmark = pytest.mark.django_db(transaction=True)
+Limits = dict[str, str]
+
+
+@pytest.fixture
+def migrating(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
+    """Stands in for `migrate`, and says that one migration is pending."""
+
+    def install(work: Callable[[], None]) -> None:
+        monkeypatch.setattr(schema, "migrations_pending", lambda: ["registry.0099_long"])
+        monkeypatch.setattr(schema, "call_command", lambda *_, **__: work())
+
+    return install
+
+
+@pytest.fixture
+def other() -> Iterator[BaseDatabaseWrapper]:
+    own = connection.copy()
+    yield own
+    own.close()
+
+
+def limits() -> Limits:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT name, setting FROM pg_settings WHERE name IN"
+            " ('statement_timeout', 'lock_timeout', 'application_name')"
+        )
+        return dict(cursor.fetchall())
+
+
+def test_a_migration_may_take_long_and_waits_for_locks_briefly(migrating: Any) -> None:
+    seen: list[Limits] = []
+    migrating(lambda: seen.append(limits()))
+    assert schema.schema_create(told=lambda _: None) == 1
+    assert seen == [
+        {
+            "statement_timeout": "0",
+            "lock_timeout": str(direct.BRIEF_LOCK_MS),
+            "application_name": "mcp-gateway init_db",
+        }
+    ]
+    assert limits()["statement_timeout"] == "30000"
+
+
+def test_it_goes_where_the_direct_address_says(migrating: Any, settings: Any) -> None:
+    options = {**connections["default"].settings_dict["OPTIONS"], "options": "-c work_mem=5MB"}
+    settings.DATABASE_DIRECT = {"OPTIONS": options}
+    seen: list[str] = []
+
+    def look() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW work_mem")
+            seen.extend(cursor.fetchone())
+
+    migrating(look)
+    schema.schema_create(told=lambda _: None)
+    assert seen == ["5MB"]
+
+
+def test_a_table_in_use_is_one_sentence(migrating: Any, other: BaseDatabaseWrapper) -> None:
+    def lock() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '50ms'")
+            cursor.execute("ALTER TABLE tenants ADD COLUMN extra int")
+
+    migrating(lock)
+    other.set_autocommit(False)
+    with other.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM tenants")
+    with pytest.raises(CommandError, match=r"in use .*lock timeout.* try again"):
+        call_command("init_db")
+    other.rollback()
+    assert limits()["application_name"] == "mcp-gateway", "the usual connection is back"
+
+
+def test_a_transaction_pooler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_backend", lambda _: 4711)
+    with pytest.raises(CommandError, match="set DATABASE_DIRECT_URL"):
+        call_command("init_db")

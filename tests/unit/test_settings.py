@@ -1,0 +1,84 @@
+"""What the environment makes of the settings that keep cookies and forms safe."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOWN = (
+    "SESSION_COOKIE_SECURE", "CSRF_COOKIE_SECURE", "SECURE_HSTS_SECONDS",
+    "CSRF_TRUSTED_ORIGINS", "GATEWAY_ALLOWED_ORIGINS",
+)  # fmt: skip
+SHOW = (
+    "import json; from gateway import settings as s;"
+    f"print(json.dumps({{name: getattr(s, name) for name in {SHOWN}}}))"
+)
+
+
+def run(**changed: str) -> subprocess.CompletedProcess[str]:
+    unwanted = {"DEBUG", "GATEWAY_SECURE_COOKIES"}
+    env = {name: value for name, value in os.environ.items() if name not in unwanted}
+    return subprocess.run(
+        [sys.executable, "-c", SHOW],
+        cwd=ROOT,
+        env=env | changed,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def settings(**changed: str) -> dict[str, Any]:
+    return json.loads(run(**changed).stdout)
+
+
+@pytest.mark.parametrize(
+    ("changed", "secure"),
+    [
+        ({}, True),
+        ({"DEBUG": "on"}, False),
+        ({"GATEWAY_SECURE_COOKIES": "off"}, False),
+        ({"DEBUG": "on", "GATEWAY_SECURE_COOKIES": "on"}, True),
+    ],
+)
+def test_cookies_are_secure_unless_said_otherwise(changed: dict[str, str], secure: bool) -> None:
+    found = settings(**changed)
+    assert (found["SESSION_COOKIE_SECURE"], found["CSRF_COOKIE_SECURE"]) == (secure, secure)
+
+
+def test_pages_that_may_call_mcp_may_not_post_the_admins_forms() -> None:
+    found = settings(GATEWAY_ALLOWED_ORIGINS="https://app.example.org")
+    assert found["GATEWAY_ALLOWED_ORIGINS"] == ["https://app.example.org"]
+    assert found["CSRF_TRUSTED_ORIGINS"] == []
+    found = settings(CSRF_TRUSTED_ORIGINS="https://admin.example.org/")
+    assert found["CSRF_TRUSTED_ORIGINS"] == ["https://admin.example.org"]
+
+
+def test_hsts_is_told_only_when_asked_for() -> None:
+    assert settings()["SECURE_HSTS_SECONDS"] == 0
+    assert settings(GATEWAY_HSTS_SECONDS="3600")["SECURE_HSTS_SECONDS"] == 3600
+    refused = run(GATEWAY_HSTS_SECONDS="-1")
+    assert refused.returncode == 1
+    assert "GATEWAY_HSTS_SECONDS: '-1' is not a whole number from 0." in refused.stderr
+
+
+@pytest.mark.parametrize("debug", ["on", "off"])
+def test_nothing_warns_at_start(debug: str) -> None:
+    """Neither the admin's pages, which `check` looks at, nor the server's application."""
+    load = "import gateway.asgi; from django.core.management import call_command as c; c('check')"
+    done = subprocess.run(
+        [sys.executable, "-c", load],
+        cwd=ROOT,
+        env=os.environ | {"DEBUG": debug, "DJANGO_SETTINGS_MODULE": "gateway.settings"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
