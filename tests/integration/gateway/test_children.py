@@ -57,7 +57,7 @@ def test_who_ended_is_named_with_its_last_words(family: Family) -> None:
     family.start("sleeper", "time.sleep(60)")
     family.start("breaker", "sys.exit('no disk')")
     with pytest.raises(ChildError, match=r"(?s)The breaker ended with status 1\..*no disk"):
-        family.children.watch()
+        family.children.watch(each_round=lambda: None)
 
 
 def test_they_stop_last_started_first(family: Family) -> None:
