@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -14,6 +15,9 @@ from gateway.proxy.exchange import Receive, Send  # noqa: E402  (needs the apps 
 from gateway.proxy.plane import DataPlane  # noqa: E402
 
 plane = DataPlane()
+# The control plane opens a connection a request: more at once wait, so that it cannot take all of
+# PostgreSQL's, which the data plane needs.
+django_places = asyncio.Semaphore(16)
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -23,7 +27,8 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
     elif scope["type"] == "http" and _is_data_plane(scope["path"]):
         await plane(scope, receive, send)
     elif scope["type"] == "http":
-        await django_application(scope, receive, send)  # type: ignore[arg-type]  # plain dicts
+        async with django_places:
+            await django_application(scope, receive, send)  # type: ignore[arg-type]  # plain dicts
     else:
         await send({"type": "websocket.close", "code": 1008})
 

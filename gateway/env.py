@@ -25,6 +25,7 @@ __all__ = [
     "natural",
     "networks",
     "origins",
+    "parsed",
     "positive_int",
     "read",
     "secret",
@@ -50,6 +51,11 @@ def read(name: str, parse: Callable[[str], T], default: T) -> T:
     raw = os.environ.get(name)
     if raw is None or raw == "":
         return default
+    return parsed(name, raw, parse)
+
+
+def parsed(name: str, raw: str, parse: Callable[[str], T]) -> T:
+    """What a variable's text says; ImproperlyConfigured names the variable when it says nothing."""
     try:
         return parse(raw)
     except ValueError as error:
@@ -174,7 +180,12 @@ def secret(name: str, *, folder: Path) -> tuple[str, bool]:
     """
     if given := os.environ.get(name):
         return given, True
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"GATEWAY_LOCAL_DIR: {folder} cannot be made ({error.strerror}); name another folder."
+        ) from None
     kept = folder / name.lower()
     if not kept.exists():
         made = _MAKERS[name]()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from asgiref.sync import markcoroutinefunction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from registry.db.ids import uuid7
 
@@ -27,7 +27,9 @@ class RequestIDMiddleware:
     async def __call__(self, request: HttpRequest) -> HttpResponseBase:
         id_ = uuid7()
         request.request_id = id_  # type: ignore[attr-defined]
-        with bound_contextvars(request_id=str(id_)):
-            response = await self.get_response(request)
+        # Not unbound: Django tells of the answer's status after this. Each request starts anew.
+        clear_contextvars()
+        bind_contextvars(request_id=str(id_))
+        response = await self.get_response(request)
         response.headers["X-Request-ID"] = str(id_)
         return response

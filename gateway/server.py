@@ -14,6 +14,8 @@ from gateway.lifeline import die_with
 
 __all__ = ["serve"]
 
+# Two deaths within it count as a crash loop, and the server gives up.
+RESPAWN_SECONDS = 0.5
 STOP_SECONDS = 10  # for requests in flight, a stream for instance; then a worker is killed
 
 
@@ -26,6 +28,7 @@ def serve(*, host: str, port: int, workers: int) -> None:
         workers=workers,
         interface=Interfaces.ASGI,
         respawn_failed_workers=True,
+        respawn_interval=RESPAWN_SECONDS,
         workers_kill_timeout=STOP_SECONDS,
         # Django's threads do the work of the control plane; websockets are not spoken here.
         websockets=False,

@@ -20,7 +20,7 @@ LOGGING = logging_config(
 _secrets = LOCAL_DIR / "secrets"
 SECRET_KEY, _own_key = env.secret("SECRET_KEY", folder=_secrets)
 _keys, _own_keys = env.secret("ENCRYPTION_KEYS", folder=_secrets)
-ENCRYPTION_KEYS = env.fernet_keys(_keys)
+ENCRYPTION_KEYS = env.parsed("ENCRYPTION_KEYS", _keys, env.fernet_keys)
 SECRETS_ARE_OWN = _own_key and _own_keys  # `serve` and `worker` insist on it without DEBUG
 
 ALLOWED_HOSTS = env.read("ALLOWED_HOSTS", env.words, ["localhost", "127.0.0.1", "[::1]"])

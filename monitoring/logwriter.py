@@ -83,8 +83,15 @@ def _value(name: str, value: Any) -> Any:
     if name in _WIDTHS:
         return storable(value)[: _WIDTHS[name]]
     if name == "request_metadata":
-        return json.dumps(value).replace("\\u0000", "")
+        return storable(json.dumps(_storable_tree(value), ensure_ascii=False))
     return value
+
+
+def _storable_tree(value: Any) -> Any:
+    """The same for the texts inside: an escaped NUL is no JSON that PostgreSQL stores."""
+    if isinstance(value, dict):
+        return {storable(key): _storable_tree(item) for key, item in value.items()}
+    return storable(value) if isinstance(value, str) else value
 
 
 def storable(text: str) -> str:

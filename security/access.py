@@ -113,7 +113,7 @@ def decide(
 def _refuse_server(caller: Caller, target: Target) -> Refusal | None:
     listed = not caller.allowed_servers or target.slug in caller.allowed_servers
     if not listed:
-        why = "The API key is limited to other servers"
+        why = "The API key is limited to certain servers, and this is none of them"
     elif target.rule is not None and not target.rule.can_proxy:
         why = "An access rule forbids calls"
     elif target.rule is None and caller.tenant_settings.get("default_access") == "deny":
@@ -143,7 +143,7 @@ def _refuse_method(caller: Caller, target: Target, call: Call, at: datetime) -> 
         return Refusal(
             Reason.METHOD_DENIED,
             f"'{what}' is not allowed on server '{target.slug}' with this key. "
-            "Ask an administrator, or use what tools/list offers you.",
+            "Use another one, or ask an administrator.",
         )
     return None
 

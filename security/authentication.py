@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Protocol
 
 from security.keys import ParsedKey, hash_secret, parse_key
@@ -129,9 +129,18 @@ def ip_allowed(ip: str | None, whitelist: Sequence[str]) -> bool:
         return False
     # A dual-stack socket shows an IPv4 peer as ::ffff:203.0.113.7.
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return any((mapped or address) in _network(entry) for entry in whitelist)
+    return any(_holds(entry, mapped or address) for entry in whitelist)
+
+
+def _holds(entry: str, address: IPv4Address | IPv6Address) -> bool:
+    network = _network(entry)
+    return network is not None and address in network
 
 
 @lru_cache(maxsize=10_000)
-def _network(entry: str) -> IPv4Network | IPv6Network:
-    return ip_network(entry, strict=False)
+def _network(entry: str) -> IPv4Network | IPv6Network | None:
+    """None for what is no network (only SQL can have written it): it holds nobody."""
+    try:
+        return ip_network(entry, strict=False)
+    except ValueError:
+        return None

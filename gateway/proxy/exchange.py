@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -70,6 +71,8 @@ BODY_SECONDS = 30.0
 DATABASE_SECONDS = 5.0
 PARSE_INLINE_BYTES = 64 * 1024
 NAME_LENGTH = 255
+# In a header's value: what no client may be sent.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # A route that was read before a wait as long as this is read again (milliseconds).
 STALE_ROUTE_MS = 100
 
@@ -87,13 +90,14 @@ class Exchange:
         self.plane = plane
         self.receive, self.send = receive, send
         self.http_method: str = scope["method"]
-        self.slug: str = scope["path"].removeprefix("/mcp").strip("/")
+        self.slug = storable(scope["path"].removeprefix("/mcp").strip("/"))
         self.headers = _headers(scope["headers"])
         self.began = time.perf_counter()
         self.request_id = uuid7()
         self.body = b""
         self.message: Message | None = None
         self.found: FoundKey | None = None
+        self._answer_seconds = 0.0
         self.answered = False  # the response's head is on its way
         client = scope.get("client")
         self.row = RequestRow(
@@ -384,6 +388,7 @@ class Exchange:
                     self._note(response.status, "upstream_error", f"HTTP {response.status}")
                 else:
                     await outcome.succeeded(permit)
+                self._answer_seconds = upstream.route.processing_timeout_ms / 1000
                 permit = replace(permit, probe_until=None, had_failures=True)
                 await self._stream(response)
         except Failure as failure:
@@ -426,10 +431,14 @@ class Exchange:
         if response.content_type == "text/event-stream":
             headers.append(("x-accel-buffering", "no"))
         await self._start(response.status, headers)
+        # An event stream may last; an answer of one piece has the time of one answer.
+        lasts = response.content_type == "text/event-stream"
+        limit = None if lasts else self._answer_seconds
         try:
-            async for chunk in response.content.iter_any():
-                self.row.response_size_bytes += len(chunk)
-                await self._body(chunk, more=True)
+            async with asyncio.timeout(limit):
+                async for chunk in response.content.iter_any():
+                    self.row.response_size_bytes += len(chunk)
+                    await self._body(chunk, more=True)
         except (aiohttp.ClientError, OSError) as error:
             # Too late for another status: end the stream, and tell log and breaker.
             raise _broken_stream(self.slug, error) from None
@@ -522,10 +531,12 @@ def _headers(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def _is_no_answer(response: aiohttp.ClientResponse) -> bool:
-    """Whether a success is none of MCP's: a web page, a redirect, a file."""
-    if 300 <= response.status < 400:
+    """Whether an answer is none of MCP's: a web page, a redirect, no HTTP at all."""
+    if not 200 <= response.status <= 599 or 300 <= response.status < 400:
         return True
-    if response.status != 200 or response.method == "DELETE":
+    if any(map(_CONTROL.search, response.headers.values())):
+        return True
+    if response.status in {202, 204} or response.status >= 400 or response.method == "DELETE":
         return False
     return response.content_type not in {"application/json", "text/event-stream"}
 
@@ -545,7 +556,7 @@ def _queued_too_long(upstream: Upstream, full: QueueFull) -> Failure:
 
 
 def _broken_stream(slug: str, error: Exception) -> Failure:
-    if isinstance(error, aiohttp.SocketTimeoutError):
+    if isinstance(error, TimeoutError):
         reason, what = "upstream_timeout", "fell silent in its answer"
     else:
         reason, what = "upstream_unreachable", "broke off its answer"

@@ -41,6 +41,8 @@ def request_headers(incoming: Headers, *, request_id: str, own: Headers) -> dict
         if name in _TO_SERVER or name.startswith("mcp-")
     }
     # The bytes are passed on as they come, so they must come in a form every client reads.
+    if "content-type" in passed:
+        passed["content-type"] = "application/json"  # in UTF-8, whatever else was stated
     return passed | {"accept-encoding": "identity", "x-request-id": request_id, **own}
 
 

@@ -50,6 +50,11 @@ class Message:
     is_reply: bool = field(default=False)
 
 
+# What stands for messages without a method (see `Call`), so no message may claim to be it.
+_NOT_METHODS = {"response", "stream", "session/end"}
+_MEMBERS = {"jsonrpc", "id", "method", "params", "result", "error"}
+
+
 class _DuplicateKey(ValueError):
     pass
 
@@ -65,7 +70,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_message(body: bytes) -> Message:
     """The message of a POST; InvalidMessage says what is wrong with it."""
     try:
-        message = json.loads(body, object_pairs_hook=_no_duplicates)
+        # As text: json would guess UTF-16 and UTF-32 too, and a server might read otherwise.
+        message = json.loads(body.decode(), object_pairs_hook=_no_duplicates)
     except _DuplicateKey:
         raise InvalidMessage("A JSON object names one key twice. Send each key once.") from None
     except (ValueError, RecursionError):
@@ -80,6 +86,7 @@ def parse_message(body: bytes) -> Message:
 
 
 def _message(message: dict[str, Any]) -> Message:
+    _refuse_lookalikes(message, _MEMBERS)
     id_ = message.get("id")
     if isinstance(id_, bool) or not isinstance(id_, str | int | None):
         raise InvalidMessage("The JSON-RPC id must be a string or a whole number.")
@@ -88,17 +95,26 @@ def _message(message: dict[str, Any]) -> Message:
         return Message(Call("response"), id_, is_reply=True)
     if not isinstance(method, str) or not method:
         raise InvalidMessage("The JSON-RPC method is missing.", message_id=id_)
+    if method in _NOT_METHODS:
+        raise InvalidMessage(f"'{method}' is no method of MCP.", message_id=id_)
     if not isinstance(params, dict):
         raise InvalidMessage("MCP parameters are a JSON object.", message_id=id_)
+    _refuse_lookalikes(params, {_NAMED_BY.get(method, "name")})
     name = params.get(_NAMED_BY.get(method, ""), "")
     if method in _NAMED_BY and (not isinstance(name, str) or not name):
         wanted = _NAMED_BY[method]
         raise InvalidMessage(
             f"'{method}' needs the parameter '{wanted}', a string.", message_id=id_
         )
-    return Message(
-        Call(method, name), id_, _version(method, params), method.startswith("notifications/")
-    )
+    is_notification = "id" not in message and method.startswith("notifications/")
+    return Message(Call(method, name), id_, _version(method, params), is_notification)
+
+
+def _refuse_lookalikes(found: dict[str, Any], known: set[str]) -> None:
+    """Some readers ignore case in keys: to them "Method" beside "method" is a second method."""
+    for key in found:
+        if key not in known and key.casefold() in known:
+            raise InvalidMessage(f"The key '{key}' is written '{key.casefold()}' in JSON-RPC.")
 
 
 def _version(method: str, params: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import time
@@ -93,15 +94,20 @@ class Upstream:
         silence = None if streams else route.processing_timeout_ms / 1000
         timeout = aiohttp.ClientTimeout(total=None, connect=connect, sock_read=silence)
         try:
-            return await self._session.request(
-                method,
-                route.endpoint_url,
-                data=body,
-                headers=headers,
-                timeout=timeout,
-                allow_redirects=False,
-            )
-        except aiohttp.SocketTimeoutError:
+            # Around all of it: a server that drips its answer's head never falls silent.
+            async with asyncio.timeout(silence and connect + silence):
+                return await self._session.request(
+                    method,
+                    route.endpoint_url,
+                    data=body,
+                    headers=headers,
+                    timeout=timeout,
+                    allow_redirects=False,
+                )
+        except aiohttp.ConnectionTimeoutError as error:
+            self.errors += 1
+            raise _unreachable(route, error) from None
+        except TimeoutError:  # aiohttp's for reading is one, too
             raise _timeout(route) from None
         except (aiohttp.ClientConnectionError, OSError, ValueError) as error:
             self.errors += 1
@@ -174,7 +180,7 @@ def _guarded_socket(address: Any) -> socket.socket:
 def _unreachable(route: Route, error: Exception) -> Failure:
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, PermissionError):
-        why = cause.strerror
+        why = (cause.strerror or "it may not be").rstrip(".")
     elif isinstance(error, aiohttp.ConnectionTimeoutError):
         why = "connecting took too long"
     elif isinstance(error, aiohttp.ServerDisconnectedError):

@@ -401,6 +401,9 @@ class Cluster:
             if found is None:
                 name = sql.Identifier(DATABASE)
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        with psycopg.connect(self.url(DATABASE), autocommit=True) as connection:
+            # Preloaded by our settings; the figures of slow statements come from it.
+            connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
 
     # ------------------------------------------------------------ down
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import threading
 from datetime import timedelta
 
 import httpx2
 import pytest
+from aiohttp import web
 from django.utils.timezone import now
 
 from registry.models import MCPServer
@@ -414,3 +417,79 @@ def test_large_bodies_are_read_as_well(scene: Scene):
     message = CALL | {"params": {"name": "add", "arguments": {"text": padding}}}
     assert scene.call(message).status_code == 200
     assert padding.encode() in scene.peer.seen[0]["body"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 099 Foo",
+        b"HTTP/1.1 999 Foo",
+        b"HTTP/1.1 101 Foo",
+        b"HTTP/1.1 200 OK\r\nMcp-A: a\x01b",
+    ],
+)
+def test_a_server_that_answers_nonsense_costs_only_its_own_call(scene: Scene, head: bytes):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer_once() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                rest = b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+                connection.sendall(head + b"\r\n" + rest)
+
+        threading.Thread(target=answer_once, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+        MCPServer.objects.filter(id=scene.server.id).update(endpoint_url=url)
+        response = scene.call(timeout=5)
+    assert response.status_code == 502
+    assert reason(response) in {"upstream_invalid", "upstream_unreachable"}
+
+
+@pytest.mark.parametrize("theirs", ["\\u0000", "\\ud800", "a\\u0000b"])
+def test_no_header_keeps_a_call_out_of_the_log(scene: Scene, theirs: str):
+    response = scene.call(headers={"x-request-id": theirs})
+    assert scene.row(response).request_metadata == {"client_request_id": theirs}
+
+
+def test_a_name_that_no_text_holds_is_logged_all_the_same(scene: Scene):
+    body = b'{"jsonrpc":"2.0","id":1,"method":"prompts/get","params":{"name":"a\\u0000\\ud800"}}'
+    response = scene.call(body)
+    assert scene.row(response).request_metadata == {"name": "a?"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"jsonrpc":"2.0","id":1,"method":"ping","Method":"tools/call"}',
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"a","Name":"b"}}',
+        '{"jsonrpc":"2.0","id":1,"method":"ping","params":{},"param\u017f":{}}'.encode(),
+        b'{"jsonrpc":"2.0","id":1,"method":"stream"}',
+        b'{"jsonrpc":"2.0","id":1,"method":"session/end"}',
+        '{"jsonrpc":"2.0","id":1,"method":"ping"}'.encode("utf-16"),
+    ],
+)
+def test_what_another_reader_could_take_otherwise_is_refused(scene: Scene, body: bytes):
+    response = scene.call(body)
+    assert (response.status_code, reason(response)) == (400, "invalid_request")
+    assert not scene.peer.seen
+
+
+def test_odd_paths_and_lists_are_no_faults_of_ours(scene: Scene):
+    assert reason(scene.call(slug="%00")) == "server_not_found"
+    EnhancedAPIKey.objects.filter(id=scene.key.id).update(ip_whitelist=["garbage"])
+    assert reason(scene.call()) == "ip_not_allowed"
+
+
+def test_an_answer_that_drips_is_ended(scene: Scene):
+    async def drip(request):
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        while True:
+            await response.write(b" ")
+            await asyncio.sleep(0.02)
+
+    scene.server.queues.update(processing_timeout_ms=200)
+    scene.peer.behave = drip
+    with pytest.raises(httpx2.RemoteProtocolError):
+        scene.call(timeout=5)
