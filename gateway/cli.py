@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from gateway.lifeline import die_with_named_parent
 
@@ -25,6 +25,7 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    import django
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
     from django.db import OperationalError, ProgrammingError
@@ -32,6 +33,11 @@ def _run(arguments: list[str]) -> int:
     from registry.db.embedded import EmbeddedError
 
     try:
+        django.setup()
+        if _is_unknown(arguments):
+            with suppress(SystemExit):  # Django says which names are near, but leaves with 1
+                execute_from_command_line(arguments)
+            return 2
         with _database_for(arguments):
             execute_from_command_line(arguments)
     except (ImproperlyConfigured, EmbeddedError) as error:
@@ -43,6 +49,13 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _is_unknown(arguments: list[str]) -> bool:
+    from django.core.management import get_commands
+
+    named = arguments[1] if len(arguments) > 1 else "help"
+    return not named.startswith("-") and named not in {"help", "version", *get_commands()}
 
 
 def _database_for(arguments: list[str]) -> AbstractContextManager[object]:

@@ -1,6 +1,7 @@
 """init_db, setup_enhanced, create_api_key and run_maintenance."""
 
 import json
+import sys
 from datetime import timedelta
 
 import pytest
@@ -8,6 +9,7 @@ from django.contrib.auth.models import Group
 from django.core.management import CommandError, call_command
 from django.utils.timezone import now
 
+from gateway import cli
 from gateway.jobs import PERIODIC
 from gateway.management.commands import setup_enhanced
 from monitoring.models import AuditLog, DataRetentionPolicy, PerformanceAlert
@@ -111,6 +113,13 @@ def test_a_wrong_argument_says_what_there_is(arguments, words):
         call_command("create_api_key", "k", *arguments)
     assert caught.value.returncode == 2
     assert not EnhancedAPIKey.objects.exists()
+
+
+def test_an_unknown_command_is_wrong_usage_and_says_what_is_near(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mcp-gateway", "optimise-db"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "optimize_db" in capsys.readouterr().err
 
 
 def test_maintenance_runs_what_is_due_and_a_dry_run_only_says_it(capsys):
