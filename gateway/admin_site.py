@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.apps import apps
+from django.contrib import admin
 from django.db.models import Count
 from django.http import HttpRequest
 from django.templatetags.static import static
@@ -27,7 +28,7 @@ ROOMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("registry.ServerTool", "build"),
         ("registry.ServerResource", "description"),
         ("registry.ServerPrompt", "chat"),
-        ("registry.ServerMetric", "monitor_heart"),
+        ("registry.ServerMetricEntry", "monitor_heart"),
         ("registry.SystemConfig", "tune"),
     ),
     "Security": (
@@ -44,8 +45,8 @@ ROOMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("gateway.RequestQueue", "hourglass_top"),
     ),
     "Monitoring": (
-        ("monitoring.RequestLog", "receipt_long"),
-        ("monitoring.AuditLog", "policy"),
+        ("monitoring.RequestLogEntry", "receipt_long"),
+        ("monitoring.AuditLogEntry", "policy"),
         ("monitoring.PerformanceAlert", "notifications"),
         ("monitoring.DataRetentionPolicy", "auto_delete"),
         ("monitoring.MaterializedView", "table_view"),
@@ -76,11 +77,10 @@ def sidebar(request: HttpRequest) -> list[dict[str, Any]]:
 
 
 def _item(request: HttpRequest, label: str, icon: str) -> dict[str, Any] | None:
-    opts = apps.get_model(label)._meta
-    may_view = f"{opts.app_label}.view_{opts.model_name}"
-    may_change = f"{opts.app_label}.change_{opts.model_name}"
-    if not (request.user.has_perm(may_view) or request.user.has_perm(may_change)):
+    model = apps.get_model(label)
+    if not admin.site.get_model_admin(model).has_view_or_change_permission(request):
         return None
+    opts = model._meta
     name = TITLES.get(label) or str(opts.verbose_name_plural)
     return {
         "title": name[0].upper() + name[1:],
@@ -153,7 +153,7 @@ def _requests() -> dict[str, Any]:
         else "none came in"
     )
     return _card(
-        "Requests in the last hour", f"{total:,}", note, "monitoring_requestlog", "?window=1"
+        "Requests in the last hour", f"{total:,}", note, "monitoring_requestlogentry", "?window=1"
     )
 
 

@@ -29,6 +29,7 @@ from gateway.defaults import DEFAULT_TENANT
 from gateway.models import BreakerState, CircuitBreaker
 from monitoring.audit import Actor
 from monitoring.models import AuditLog, RequestLog
+from monitoring.retention import partitions_prepare
 from registry.models import (
     HealthStatus,
     MCPServer,
@@ -131,6 +132,7 @@ def seed(
     done.requests_before = _history_known()
     if done.requests_before or not requests:
         return done
+    partitions_prepare(at=at, back_to=at - timedelta(days=days))
     with transaction.atomic():
         done.requests = _history(tenant, requests=requests, days=days, at=at, told=told)
         # Counting marked rows in a log of millions takes longer than remembering how many.

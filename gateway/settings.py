@@ -80,6 +80,8 @@ DATABASE_DIRECT = (
     if env.read("DATABASE_DIRECT_URL", str, "")
     else None
 )
+# How much time one new partition of a log covers; those that exist keep their size.
+GATEWAY_PARTITION_DAYS = env.read("GATEWAY_PARTITION_DAYS", env.positive_int, 1)
 POSTGRES_EXTRA_AUTO_EXTENSION_SET_UP = False  # hstore is not used; creating it needs rights
 
 CACHES = {"default": env.read("CACHE_URL", env.cache, env.cache("locmem://"))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 # A job that is asked to stop does so between two steps, each bounded by its own time-out.
 GRACE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 30.0
+# Not left to their next hour: a worker that was down for days may be the last to make partitions.
+AT_START = ("partitions_create",)
 
 
 def run_worker(*, concurrency: int, told: Callable[[str], object]) -> None:
@@ -53,9 +56,17 @@ async def _until_told(concurrency: int, told: Callable[[str], object]) -> None:
     told("Worker stopped.")
 
 
+async def _queue_what_is_due_at_start() -> None:
+    for name in AT_START:
+        task = app.configure_task(name, lock=name, queueing_lock=name)
+        with suppress(exceptions.AlreadyEnqueued):
+            await task.defer_async(timestamp=int(time.time()))
+
+
 async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event) -> None:
     try:
         async with app.open_async():
+            await _queue_what_is_due_at_start()
             worker = asyncio.create_task(
                 app.run_worker_async(
                     concurrency=concurrency,

@@ -26,10 +26,12 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 from monitoring import services
 from monitoring.models import (
     AuditLog,
+    AuditLogEntry,
     DataRetentionPolicy,
     MaterializedView,
     PerformanceAlert,
     RequestLog,
+    RequestLogEntry,
     Severity,
 )
 from registry.admin_base import (
@@ -191,8 +193,9 @@ class KeyIdFilter(IdFilter):
     parameter_name = "api_key_id"
 
 
-@admin.register(RequestLog)
+@admin.register(RequestLogEntry)
 class RequestLogAdmin(WhoseLogAdmin):
+    log = RequestLog
     time_field = "request_time"
     list_display = (
         "request_time",
@@ -227,41 +230,41 @@ class RequestLogAdmin(WhoseLogAdmin):
         "request_metadata",
     )
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[RequestLog]:
-        rows: QuerySet[RequestLog] = super().get_queryset(request)
+    def get_queryset(self, request: HttpRequest) -> QuerySet[RequestLogEntry]:
+        rows: QuerySet[RequestLogEntry] = super().get_queryset(request)
         return rows.annotate(_server=_name_of(MCPServer, "slug", by="target_server_id"))
 
     @display(description="status", label=STATUS_COLOURS)
-    def status(self, row: RequestLog) -> str:
+    def status(self, row: RequestLogEntry) -> str:
         return str(row.status_code)
 
     @display(description="call")
-    def rpc(self, row: RequestLog) -> str:
+    def rpc(self, row: RequestLogEntry) -> str:
         call = row.rpc_method or f"{row.method} {row.path}"
         return f"{call} {row.tool_name}".strip()
 
     @display(description="server")
-    def server_link(self, row: RequestLog) -> str:
+    def server_link(self, row: RequestLogEntry) -> str:
         return name_or_id("registry_mcpserver", row.target_server_id, row._server)  # type: ignore[attr-defined]
 
     @display(description="took")
-    def took(self, row: RequestLog) -> str:
+    def took(self, row: RequestLogEntry) -> str:
         return duration(row.duration_ms)
 
     @display(description="of it at the server")
-    def upstream_took(self, row: RequestLog) -> str:
+    def upstream_took(self, row: RequestLogEntry) -> str:
         return duration(row.upstream_ms)
 
     @display(description="of it in the queue")
-    def queued(self, row: RequestLog) -> str:
+    def queued(self, row: RequestLogEntry) -> str:
         return duration(row.queue_ms)
 
     @display(description="request")
-    def request_size(self, row: RequestLog) -> str:
+    def request_size(self, row: RequestLogEntry) -> str:
         return byte_size(row.request_size_bytes)
 
     @display(description="answer")
-    def response_size(self, row: RequestLog) -> str:
+    def response_size(self, row: RequestLogEntry) -> str:
         return byte_size(row.response_size_bytes)
 
 
@@ -309,8 +312,9 @@ class SuccessFilter(DropdownFilter):  # type: ignore[misc]
         return queryset if wanted is None else queryset.filter(success=wanted)
 
 
-@admin.register(AuditLog)
+@admin.register(AuditLogEntry)
 class AuditLogAdmin(WhoseLogAdmin):
+    log = AuditLog
     time_field = "timestamp"
     list_display = (
         "timestamp",
@@ -344,15 +348,15 @@ class AuditLogAdmin(WhoseLogAdmin):
     )
 
     @display(description="action")
-    def what(self, row: AuditLog) -> str:
+    def what(self, row: AuditLogEntry) -> str:
         return row.action
 
     @display(description="result", label={"done": "success", "refused": "danger"})
-    def result(self, row: AuditLog) -> str:
+    def result(self, row: AuditLogEntry) -> str:
         return "done" if row.success else "refused"
 
     @display(description="resource")
-    def resource(self, row: AuditLog) -> str:
+    def resource(self, row: AuditLogEntry) -> str:
         if not row.resource_type:
             return NOTHING
         text = str(row.details.get("name") or _short(_uuid(row.resource_id)) or row.resource_id)
@@ -526,8 +530,8 @@ class DataRetentionPolicyForm(CheckedModelForm):
 
 
 RETENTION_NOTE = (
-    "Policies are kept here; nothing carries them out yet, so no row is deleted by age. "
-    "Delete old rows of the logs by hand where they grow too large."
+    "Every night the worker drops the partitions of a log that hold nothing younger than its "
+    "policy keeps. Policies with conditions, and those of sessions, are not carried out yet."
 )
 
 

@@ -69,6 +69,15 @@ CATALOGUE = [
         rate="never",
     ),
     IndexEntry(
+        index="idx_request_logs_time",
+        query=lambda: RequestLog.objects.filter(
+            request_time__gte=now() - timedelta(minutes=5), request_time__lt=now()
+        ),
+        caller="the raw rows of all tenants over a few minutes: performance_monitoring, the edges "
+        "of get_request_performance_summary",
+        rate="each look at the figures",
+    ),
+    IndexEntry(
         index="uq_database_size_snapshots_table_day",
         query=lambda: DatabaseSizeSnapshot.objects.filter(
             **sample(DatabaseSizeSnapshot, "table_name"),

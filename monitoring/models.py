@@ -1,7 +1,12 @@
 """What is remembered and watched: logs, alerts, retention, materialised views."""
 
+from __future__ import annotations
+
+from typing import ClassVar
+
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import BrinIndex
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import Q
@@ -10,10 +15,12 @@ from django.utils.timezone import now
 from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
 from registry.db.ids import uuid7
 from registry.db.indexes import NamedIndex
+from registry.db.partitions import PartitionedModel, RangePartitioning
 from registry.models import MCPServer
 
 __all__ = [
     "AuditLog",
+    "AuditLogEntry",
     "ComparisonOperator",
     "DataRetentionPolicy",
     "DatabaseSizeSnapshot",
@@ -24,15 +31,14 @@ __all__ = [
     "PerformanceAlert",
     "RefreshStrategy",
     "RequestLog",
+    "RequestLogEntry",
     "Severity",
     "StatementSnapshot",
 ]
 
 
-class AuditLog(models.Model):
-    """Who did what to which resource. Plain ids: the log outlives what it names."""
-
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+class AuditColumns(models.Model):
+    id = models.UUIDField(default=uuid7, editable=False)
     timestamp = models.DateTimeField(default=now)
     tenant_id = models.UUIDField(null=True)
     user_id = models.UUIDField(null=True)
@@ -49,6 +55,22 @@ class AuditLog(models.Model):
     error_message = models.TextField(blank=True)
 
     class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.resource_type} {self.resource_id}".strip()
+
+
+class AuditLog(AuditColumns, PartitionedModel):
+    """Who did what to which resource. Plain ids: the log outlives what it names."""
+
+    pk = models.CompositePrimaryKey("id", "timestamp")
+    objects: ClassVar[models.Manager[AuditLog]] = models.Manager()
+
+    class PartitioningMeta(RangePartitioning):
+        key = ["timestamp"]
+
+    class Meta:
         db_table = "audit_logs"
         verbose_name = "audit log entry"
         verbose_name_plural = "audit log"
@@ -56,14 +78,22 @@ class AuditLog(models.Model):
             NamedIndex(fields=["tenant_id", "-timestamp"], name="idx_audit_logs_tenant_time"),
         ]
 
-    def __str__(self) -> str:
-        return f"{self.action} {self.resource_type} {self.resource_id}".strip()
 
-
-class RequestLog(models.Model):
-    """One call through the gateway. Plain ids, no secrets, no bodies."""
+class AuditLogEntry(AuditColumns):
+    """An entry of the audit log as pages show it; see Note [Two models of a log]."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+
+    class Meta:
+        managed = False
+        default_permissions = ()  # the log's own count
+        db_table = "audit_logs"
+        verbose_name = "audit log entry"
+        verbose_name_plural = "audit log"
+
+
+class RequestColumns(models.Model):
+    id = models.UUIDField(default=uuid7, editable=False)
     request_time = models.DateTimeField(default=now)
     request_id = models.UUIDField(default=uuid7)  # X-Request-ID, made by the gateway
     tenant_id = models.UUIDField(null=True)
@@ -87,6 +117,22 @@ class RequestLog(models.Model):
     request_metadata = models.JSONField(default=dict)
 
     class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} {self.status_code}"
+
+
+class RequestLog(RequestColumns, PartitionedModel):
+    """One call through the gateway. Plain ids, no secrets, no bodies."""
+
+    pk = models.CompositePrimaryKey("id", "request_time")
+    objects: ClassVar[models.Manager[RequestLog]] = models.Manager()
+
+    class PartitioningMeta(RangePartitioning):
+        key = ["request_time"]
+
+    class Meta:
         db_table = "request_logs"
         verbose_name = "request log entry"
         verbose_name_plural = "request log"
@@ -98,10 +144,26 @@ class RequestLog(models.Model):
                 name="idx_request_routing_composite",
                 condition=Q(status_code__lt=400),
             ),
+            BrinIndex(
+                fields=["request_time"],
+                name="idx_request_logs_time",
+                pages_per_range=32,
+                autosummarize=True,
+            ),
         ]
 
-    def __str__(self) -> str:
-        return f"{self.method} {self.path} {self.status_code}"
+
+class RequestLogEntry(RequestColumns):
+    """A call as pages show it; see Note [Two models of a log]."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+
+    class Meta:
+        managed = False
+        default_permissions = ()  # the log's own count
+        db_table = "request_logs"
+        verbose_name = "request log entry"
+        verbose_name_plural = "request log"
 
 
 class ComparisonOperator(models.TextChoices):

@@ -1,4 +1,4 @@
-"""Monitoring's periodic work: snapshots of sizes and statements, and fresh planner statistics."""
+"""Monitoring's periodic work: partitions, snapshots of sizes and statements, fresh statistics."""
 
 from __future__ import annotations
 
@@ -7,21 +7,41 @@ from datetime import datetime
 from django.db import connection, transaction
 from psycopg import sql
 
+from monitoring.retention import (
+    partitions_expired,
+    partitions_missing,
+    partitions_prepare,
+    partitions_retire,
+)
 from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
 from registry.periodic import PeriodicTask, Stop, never
 
 __all__ = ["PERIODIC"]
 
 # Tables that changed by more than a tenth since they were last analysed. Autovacuum does the
-# same, yet late after a bulk load, and not at all where somebody switched it off.
+# same, yet late after a bulk load, and not at all where somebody switched it off; nor does it ever
+# look at a partitioned parent, whose own statistics plans over several partitions rest on.
 _STALE = """
 SELECT tables.relname
 FROM pg_stat_user_tables AS tables JOIN pg_class AS class ON class.oid = tables.relid
 WHERE tables.schemaname = current_schema()
   AND pg_has_role(class.relowner, 'MEMBER')
-  AND tables.n_mod_since_analyze > 1000 + 0.1 * greatest(class.reltuples, 0)
+  AND CASE class.relkind
+      WHEN 'p' THEN coalesce(tables.last_analyze < now() - interval '23 hours', true)
+      ELSE tables.n_mod_since_analyze > 1000 + 0.1 * greatest(class.reltuples, 0)
+      END
 ORDER BY tables.relname
 """
+
+
+def partitions_create(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (short)
+    """Make the partitions of the logs for the days ahead; blocks nobody."""
+    return partitions_prepare(at=at)
+
+
+def partitions_remove(*, at: datetime, stop: Stop = never) -> int:
+    """Drop the partitions of the logs that are older than their retention policies say."""
+    return partitions_retire(at=at, stop=stop)
 
 
 def sizes_snapshot(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (one step)
@@ -55,6 +75,22 @@ def _stale_tables() -> list[str]:
 
 
 PERIODIC = (
+    PeriodicTask(
+        name="partitions_create",
+        cron="10 * * * *",
+        unit="partitions",
+        does="Make the partitions of the logs for the days ahead.",
+        due=partitions_missing,
+        run=partitions_create,
+    ),
+    PeriodicTask(
+        name="partitions_remove",
+        cron="40 1 * * *",
+        unit="partitions",
+        does="Drop the partitions of the logs that retention policies no longer keep.",
+        due=partitions_expired,
+        run=partitions_remove,
+    ),
     PeriodicTask(
         name="sizes_snapshot",
         cron="5 * * * *",

@@ -51,6 +51,7 @@ from registry.models import (
     HealthStatus,
     MCPServer,
     ServerMetric,
+    ServerMetricEntry,
     ServerPrompt,
     ServerResource,
     ServerTool,
@@ -556,8 +557,9 @@ class ServerPromptAdmin(ListedOnlyAdmin):
     fields = readonly_fields = ("name", "server_link", "description", "arguments")
 
 
-@admin.register(ServerMetric)
+@admin.register(ServerMetricEntry)
 class ServerMetricAdmin(LogAdmin):
+    log = ServerMetric
     time_field = "timestamp"
     list_display = (
         "timestamp",
@@ -576,27 +578,27 @@ class ServerMetricAdmin(LogAdmin):
         "custom_metrics",
     )
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[ServerMetric]:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ServerMetricEntry]:
         # No join: a measurement outlives its server.
         slug = MCPServer.objects.filter(pk=OuterRef("server_id")).values("slug")
-        rows: QuerySet[ServerMetric] = super().get_queryset(request)
+        rows: QuerySet[ServerMetricEntry] = super().get_queryset(request)
         return rows.annotate(_slug=Subquery(slug))
 
     @display(description="server")
-    def server_link(self, metric: ServerMetric) -> str:
+    def server_link(self, metric: ServerMetricEntry) -> str:
         return name_or_id("registry_mcpserver", metric.server_id, metric._slug)  # type: ignore[attr-defined]
 
     @display(description="response time")
-    def response_time(self, metric: ServerMetric) -> str:
+    def response_time(self, metric: ServerMetricEntry) -> str:
         return duration(metric.response_time_ms)
 
     @display(description="requests")
-    def requests(self, metric: ServerMetric) -> str:
+    def requests(self, metric: ServerMetricEntry) -> str:
         rate = metric.requests_per_second
         return NOTHING if rate is None else f"{rate:.3g} / s"
 
     @display(description="errors")
-    def errors(self, metric: ServerMetric) -> str:
+    def errors(self, metric: ServerMetricEntry) -> str:
         return percentage(metric.error_rate)
 
 

@@ -1,6 +1,6 @@
 """The nouns: tenants, the servers they register, and what those servers offer."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
@@ -14,6 +14,7 @@ from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
 from registry.db.encryption import EncryptedJSONField
 from registry.db.ids import uuid7
 from registry.db.indexes import NamedIndex
+from registry.db.partitions import PartitionedModel, RangePartitioning
 from registry.querysets import MCPServerQuerySet, ServerToolQuerySet
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "HealthStatus",
     "MCPServer",
     "ServerMetric",
+    "ServerMetricEntry",
     "ServerPrompt",
     "ServerResource",
     "ServerTool",
@@ -279,10 +281,8 @@ class ServerPrompt(UUIDModel, TimestampedModel):
         return self.name
 
 
-class ServerMetric(models.Model):
-    """What one health check measured. A log: no foreign key, it outlives its server."""
-
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+class MetricColumns(models.Model):
+    id = models.UUIDField(default=uuid7, editable=False)
     server = models.ForeignKey(
         MCPServer, models.DO_NOTHING, related_name="+", db_constraint=False, db_index=False
     )
@@ -295,13 +295,38 @@ class ServerMetric(models.Model):
     custom_metrics = models.JSONField(default=dict)
 
     class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.server_id} at {self.timestamp:%Y-%m-%d %H:%M:%S}"
+
+
+class ServerMetric(MetricColumns, PartitionedModel):
+    """What one health check measured. A log: no foreign key, it outlives its server."""
+
+    pk = models.CompositePrimaryKey("id", "timestamp")
+    objects: ClassVar[models.Manager["ServerMetric"]] = models.Manager()
+
+    class PartitioningMeta(RangePartitioning):
+        key = ["timestamp"]
+
+    class Meta:
         db_table = "server_metrics"
         indexes = [
             NamedIndex(fields=["server", "-timestamp"], name="idx_server_metrics_server_time"),
         ]
 
-    def __str__(self) -> str:
-        return f"{self.server_id} at {self.timestamp:%Y-%m-%d %H:%M:%S}"
+
+class ServerMetricEntry(MetricColumns):
+    """A measurement as pages show it; see Note [Two models of a log]."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+
+    class Meta:
+        managed = False
+        default_permissions = ()  # the log's own count
+        db_table = "server_metrics"
+        verbose_name = "server metric"
 
 
 class SystemConfig(UUIDModel, TimestampedModel):

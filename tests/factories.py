@@ -9,7 +9,12 @@ import factory
 from django.utils.timezone import now
 from factory.django import DjangoModelFactory
 
-from monitoring.models import AuditLog, DataRetentionPolicy, PerformanceAlert, RequestLog
+from monitoring.models import (
+    AuditLogEntry,
+    DataRetentionPolicy,
+    PerformanceAlert,
+    RequestLogEntry,
+)
 from registry.models import MCPServer, ServerTool, SystemConfig, Tenant
 from security.keys import generate_key, hash_secret, new_salt
 from security.models import APIKey, EnhancedAPIKey, ServerAccessControl, Session, User
@@ -108,9 +113,11 @@ class SessionFactory(DjangoModelFactory[Session]):
     expires_at = factory.LazyFunction(lambda: now() + timedelta(days=1))
 
 
-class RequestLogFactory(DjangoModelFactory[RequestLog]):
+class RequestLogFactory(DjangoModelFactory[RequestLogEntry]):
+    """The model whose key is the id alone, as the pages under test see it."""
+
     class Meta:
-        model = RequestLog
+        model = RequestLogEntry
 
     method = "POST"
     path = "/mcp/sample"
@@ -119,9 +126,11 @@ class RequestLogFactory(DjangoModelFactory[RequestLog]):
     duration_ms = 12.5
 
 
-class AuditLogFactory(DjangoModelFactory[AuditLog]):
+class AuditLogFactory(DjangoModelFactory[AuditLogEntry]):
+    """As for RequestLogFactory."""
+
     class Meta:
-        model = AuditLog
+        model = AuditLogEntry
 
     service_name = "api"
     action = "server.register"

@@ -11,7 +11,7 @@ from django.db.models import QuerySet
 from django.utils.timezone import now
 from django_filters.rest_framework import FilterSet
 
-from monitoring.models import AuditLog, PerformanceAlert, RequestLog, Severity
+from monitoring.models import AuditLogEntry, PerformanceAlert, RequestLogEntry, Severity
 from monitoring.querysets import Window, within
 from registry.api.filters import TenantFilter, TruthFilter
 from registry.models import Tenant
@@ -92,7 +92,7 @@ class AuditLogFilter(LogFilter):
     success = TruthFilter()
 
     class Meta:
-        model = AuditLog
+        model = AuditLogEntry
         fields: list[str] = []
 
 
@@ -109,5 +109,5 @@ class RequestLogFilter(LogFilter):
     error_type = django_filters.CharFilter(help_text="Such as circuit_open.")
 
     class Meta:
-        model = RequestLog
+        model = RequestLogEntry
         fields: list[str] = []

@@ -7,11 +7,11 @@ from typing import Any
 from rest_framework import serializers
 
 from monitoring.models import (
-    AuditLog,
+    AuditLogEntry,
     DataRetentionPolicy,
     MaterializedView,
     PerformanceAlert,
-    RequestLog,
+    RequestLogEntry,
 )
 from monitoring.services import RETAINED
 from registry.api.base import OwnServerField
@@ -96,11 +96,11 @@ class MaterializedViewSerializer(serializers.ModelSerializer[MaterializedView]):
         ]  # fmt: skip
 
 
-class AuditLogSerializer(serializers.ModelSerializer[AuditLog]):
+class AuditLogSerializer(serializers.ModelSerializer[AuditLogEntry]):
     details = serializers.DictField(read_only=True)
 
     class Meta:
-        model = AuditLog
+        model = AuditLogEntry
         fields = [
             "id", "timestamp", "tenant_id", "user_id", "api_key_id", "service_name", "action",
             "resource_type", "resource_id", "details", "request_id", "ip_address", "user_agent",
@@ -109,11 +109,11 @@ class AuditLogSerializer(serializers.ModelSerializer[AuditLog]):
         read_only_fields = fields
 
 
-class RequestLogSerializer(serializers.ModelSerializer[RequestLog]):
+class RequestLogSerializer(serializers.ModelSerializer[RequestLogEntry]):
     request_metadata = serializers.DictField(read_only=True)
 
     class Meta:
-        model = RequestLog
+        model = RequestLogEntry
         fields = [
             "id", "request_time", "request_id", "tenant_id", "user_id", "api_key_id",
             "ip_address", "method", "path", "rpc_method", "tool_name", "target_server_id",

@@ -30,11 +30,11 @@ from monitoring.api.serializers import (
     TenantUsageSerializer,
 )
 from monitoring.models import (
-    AuditLog,
+    AuditLogEntry,
     DataRetentionPolicy,
     MaterializedView,
     PerformanceAlert,
-    RequestLog,
+    RequestLogEntry,
 )
 from monitoring.querysets import Window, within
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
@@ -182,27 +182,27 @@ class NewestRequest(Keyset):
 class AuditLogViewSet(LogViewSet):
     """Who changed what, newest first. The last 24 hours, unless a time is given."""
 
-    queryset = AuditLog.objects.none()
+    queryset = AuditLogEntry.objects.none()
     serializer_class = AuditLogSerializer
     filterset_class = AuditLogFilter
     pagination_class = NewestAudit
     time_field = "timestamp"
 
-    def rows(self) -> QuerySet[AuditLog]:
-        return AuditLog.objects.all()
+    def rows(self) -> QuerySet[AuditLogEntry]:
+        return AuditLogEntry.objects.all()
 
 
 class RequestLogViewSet(LogViewSet):
     """The calls through the gateway, newest first. The last 24 hours, unless a time is given."""
 
-    queryset = RequestLog.objects.none()
+    queryset = RequestLogEntry.objects.none()
     serializer_class = RequestLogSerializer
     filterset_class = RequestLogFilter
     pagination_class = NewestRequest
     time_field = "request_time"
 
-    def rows(self) -> QuerySet[RequestLog]:
-        return RequestLog.objects.all()
+    def rows(self) -> QuerySet[RequestLogEntry]:
+        return RequestLogEntry.objects.all()
 
 
 class TableView(APIView):

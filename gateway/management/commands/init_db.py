@@ -1,11 +1,14 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.utils.timezone import now
 
 from gateway.defaults import defaults_ensure
 from gateway.schema import SchemaBusyError, schema_create
 from monitoring.audit import Actor
+from monitoring.retention import partitions_prepare
 from registry.db.direct import PoolerError
+from registry.db.partitions import PartitionsError
 
 
 class Command(BaseCommand):
@@ -18,13 +21,15 @@ class Command(BaseCommand):
 
         try:
             applied = schema_create(told=told)
-        except (PoolerError, SchemaBusyError) as error:
+            made = defaults_ensure(actor=Actor(service_name="cli"))
+            partitions = partitions_prepare(at=now())
+        except (PoolerError, SchemaBusyError, PartitionsError) as error:
             raise CommandError(str(error)) from None
-        made = defaults_ensure(actor=Actor(service_name="cli"))
         if verbosity:
             self.stdout.write(f"Schema: {applied} migration(s) applied.")
             self.stdout.write(
                 f"Defaults: {made.tenants} tenant(s), {made.groups} role group(s), "
                 f"{made.alerts} alert(s), {made.policies} retention policies added."
             )
+            self.stdout.write(f"Partitions of the logs: {partitions} made.")
             self.stdout.write(self.style.SUCCESS("The database is ready."))

@@ -16,9 +16,15 @@ from django.utils.timezone import now
 
 from gateway.defaults import defaults_ensure
 from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
-from monitoring.models import AuditLog, MaterializedView, RequestLog
+from monitoring.models import AuditLog, AuditLogEntry, MaterializedView, RequestLogEntry
 from registry.audit import Actor
-from registry.models import MCPServer, ServerMetric, ServerPrompt, ServerResource
+from registry.models import (
+    MCPServer,
+    ServerMetric,
+    ServerMetricEntry,
+    ServerPrompt,
+    ServerResource,
+)
 from security.models import Role, User
 from tests.factories import (
     APIKeyFactory,
@@ -42,7 +48,7 @@ ADMINS = sorted(admin.site._registry.items(), key=lambda pair: pair[0]._meta.lab
 EACH = pytest.mark.parametrize(
     ("model", "model_admin"), ADMINS, ids=[model._meta.label for model, _ in ADMINS]
 )
-LOGS = {"monitoring.AuditLog", "monitoring.RequestLog", "registry.ServerMetric"}
+LOGS = {"monitoring.AuditLogEntry", "monitoring.RequestLogEntry", "registry.ServerMetricEntry"}
 UPSTREAM_SECRET = "upstream-secret-4711"
 SETTING_SECRET = "setting-secret-4712"
 
@@ -137,7 +143,7 @@ request_queues
 """
 
 
-@pytest.mark.parametrize("model", [AuditLog, RequestLog, ServerMetric])
+@pytest.mark.parametrize("model", [AuditLogEntry, RequestLogEntry, ServerMetricEntry])
 def test_logs_refuse_every_change_even_a_superusers(model, admin_client, rows):
     row = model._default_manager.first()
     before = model._default_manager.values().get(pk=row.pk)
@@ -160,14 +166,14 @@ def make_row(label: str) -> None:
     ids = {"tenant_id": server.tenant_id, "user_id": user.id}
     makers = {
         "registry.ServerTool": lambda: ServerToolFactory(server=server),
-        "registry.ServerMetric": lambda: ServerMetric.objects.create(server=server),
+        "registry.ServerMetricEntry": lambda: ServerMetric.objects.create(server=server),
         "security.EnhancedAPIKey": lambda: EnhancedAPIKeyFactory(tenant=server.tenant, user=user),
         "security.ServerAccessControl": lambda: ServerAccessControlFactory(
             server=server, user=user
         ),
         "security.Session": lambda: SessionFactory(user=user),
-        "monitoring.RequestLog": lambda: RequestLogFactory(target_server_id=server.id, **ids),
-        "monitoring.AuditLog": lambda: AuditLogFactory(**ids),
+        "monitoring.RequestLogEntry": lambda: RequestLogFactory(target_server_id=server.id, **ids),
+        "monitoring.AuditLogEntry": lambda: AuditLogFactory(**ids),
         "monitoring.PerformanceAlert": lambda: PerformanceAlertFactory(
             server=server, acknowledged_by=user
         ),
@@ -182,7 +188,7 @@ def make_row(label: str) -> None:
         "registry.Tenant",
         "registry.MCPServer",
         "registry.ServerTool",
-        "registry.ServerMetric",
+        "registry.ServerMetricEntry",
         "security.User",
         "security.Session",
         "security.EnhancedAPIKey",
@@ -190,8 +196,8 @@ def make_row(label: str) -> None:
         "gateway.CircuitBreaker",
         "gateway.ConnectionPool",
         "gateway.RequestQueue",
-        "monitoring.RequestLog",
-        "monitoring.AuditLog",
+        "monitoring.RequestLogEntry",
+        "monitoring.AuditLogEntry",
         "monitoring.PerformanceAlert",
     ],
 )
@@ -341,7 +347,7 @@ def test_old_rows_of_a_log_are_out_of_the_first_view(admin_client):
     two_days_ago = now() - timedelta(days=2)
     RequestLogFactory(path="/mcp/recent")
     RequestLogFactory(path="/mcp/old", request_time=two_days_ago)
-    page = reverse("admin:monitoring_requestlog_changelist")
+    page = reverse("admin:monitoring_requestlogentry_changelist")
 
     def paths(query: str) -> set[str]:
         return {row.path for row in admin_client.get(page + query).context["cl"].result_list}

@@ -23,8 +23,8 @@ from tests.factories import (
 
 pytestmark = pytest.mark.django_db
 
-REQUESTS = reverse("admin:monitoring_requestlog_changelist")
-AUDIT = reverse("admin:monitoring_auditlog_changelist")
+REQUESTS = reverse("admin:monitoring_requestlogentry_changelist")
+AUDIT = reverse("admin:monitoring_auditlogentry_changelist")
 
 
 def listed(client, page: str) -> list[UUID]:
@@ -65,14 +65,14 @@ def test_filters_of_the_request_log(admin_client):
 
 def test_a_row_of_a_log_is_read_within_bounds_of_time(admin_client):
     row = RequestLogFactory()
-    page = reverse("admin:monitoring_requestlog_change", args=[row.pk])
+    page = reverse("admin:monitoring_requestlogentry_change", args=[row.pk])
     with CaptureQueriesContext(connection) as captured:
         assert admin_client.get(page).status_code == 200
     asked = [query["sql"] for query in captured if 'FROM "request_logs"' in query["sql"]]
     assert len(asked) == 1
     assert '"request_time" BETWEEN' in asked[0]
     for absent in (uuid4(), "nonsense"):
-        gone = reverse("admin:monitoring_requestlog_change", args=[absent])
+        gone = reverse("admin:monitoring_requestlogentry_change", args=[absent])
         assert admin_client.get(gone).status_code == 302
 
 

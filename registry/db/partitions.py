@@ -1,0 +1,501 @@
+"""Tables partitioned by time: what there is, what is missing or expired, and how that is mended.
+
+Two pure functions plan, one loop carries plans out. Every run starts from the catalogue, so a run
+that was killed at any step is completed by the next one. Times are UTC, spans half-open.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from functools import partial
+
+from django.apps import apps
+from django.conf import settings
+from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+from psqlextra.models import PostgresPartitionedModel
+from psqlextra.types import PostgresPartitioningMethod
+from psycopg import sql
+
+from registry.db.direct import (
+    BRIEF_LOCK_MS,
+    direct_connections,
+    is_about_locks,
+    set_lock_timeout,
+)
+
+__all__ = [
+    "AHEAD",
+    "BEHIND",
+    "Dropped",
+    "Partition",
+    "PartitionedModel",
+    "PartitionsBusy",
+    "PartitionsError",
+    "Place",
+    "RangePartitioning",
+    "Span",
+    "Step",
+    "Verb",
+    "partition_name",
+    "partition_size",
+    "partitioned_tables",
+    "partitions_drop",
+    "partitions_make",
+    "plan_expired",
+    "plan_missing",
+    "read_partitions",
+    "statement",
+]
+
+AHEAD = timedelta(days=7)  # so long may every worker be down before rows have nowhere to go
+BEHIND = timedelta(days=2)  # rows that arrive late, before there are older partitions
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+APPLICATION_NAME = "mcp-gateway partitions"
+ADVISORY_LOCK = int.from_bytes(b"mcp-part", "big")
+# Waiting to detach holds up neither reads nor writes, so it may take as long as a report does.
+PATIENT_LOCK_MS = 30_000
+BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 4.0)  # after the 1st, 2nd, … attempt
+WAIT_SECONDS = 120.0  # for another run
+POLL_SECONDS = 0.2
+
+
+class PartitionsError(Exception):
+    """The partitions cannot be kept in order; the message says what to do."""
+
+
+class PartitionsBusy(PartitionsError):
+    """Others have been in the way for longer than one waits; nothing is half done."""
+
+
+# Note [Two models of a log]
+# A partitioned table's primary key holds the time, and Django's admin and the REST framework take
+# no composite keys. So each log has an unmanaged model beside its own, on the same table with the
+# id alone as the key: for pages that show rows. Ids are UUIDs, so they are unique all the same;
+# who looks one up names its time too (an id tells it), or every partition is searched.
+
+
+class PartitionedModel(PostgresPartitionedModel):  # type: ignore[misc]
+    """A log that is partitioned by its time column.
+
+    Name the column in PartitioningMeta, and `pk = CompositePrimaryKey("id", <the column>)`: a
+    unique index of a partitioned table must hold what it is partitioned by.
+    """
+
+    class Meta:
+        abstract = True
+
+
+class RangePartitioning:
+    """The base of each PartitioningMeta."""
+
+    method = PostgresPartitioningMethod.RANGE
+
+
+# --------------------------------------------------------------------------- what there is
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """From `since` (included) to `until` (excluded)."""
+
+    since: datetime
+    until: datetime
+
+    def overlaps(self, other: Span) -> bool:
+        return self.since < other.until and other.since < self.until
+
+
+class Place(Enum):
+    ATTACHED = "attached"
+    LEAVING = "leaving"  # a concurrent detach was cut off: queries do not see it any more
+    LOOSE = "loose"  # detached, not dropped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    name: str
+    span: Span
+    place: Place = Place.ATTACHED
+
+
+# Times are read in the session's own zone and style, whatever these are.
+_PARTITIONS = r"""
+    SELECT leaf.relname, inherits.inhdetachpending, bound.text = 'DEFAULT',
+           ends.found[1]::timestamptz, ends.found[2]::timestamptz
+    FROM pg_inherits AS inherits
+    JOIN pg_class AS leaf ON leaf.oid = inherits.inhrelid
+    CROSS JOIN LATERAL (SELECT pg_get_expr(leaf.relpartbound, leaf.oid) AS text) AS bound
+    CROSS JOIN LATERAL (SELECT regexp_match(bound.text,
+        'FROM \((?:''([^'']+)''|MINVALUE)\) TO \((?:''([^'']+)''|MAXVALUE)\)') AS found) AS ends
+    WHERE inherits.inhparent = to_regclass(quote_ident(%s))
+"""
+# Ours and nobody's: a detached table that an operator wants to keep is renamed or has another
+# comment.
+_LOOSE = """
+    SELECT loose.relname, description.description
+    FROM pg_class AS loose
+    JOIN pg_description AS description ON description.objoid = loose.oid
+        AND description.classoid = 'pg_class'::regclass AND description.objsubid = 0
+    WHERE loose.relkind = 'r' AND NOT loose.relispartition
+      AND loose.relnamespace = (
+          SELECT relnamespace FROM pg_class WHERE oid = to_regclass(quote_ident(%s)))
+      AND starts_with(description.description, %s)
+"""
+
+
+def partitioned_tables() -> list[str]:
+    """The tables of all partitioned models, by name."""
+    return sorted(
+        model._meta.db_table
+        for model in apps.get_models()
+        if issubclass(model, PostgresPartitionedModel)
+    )
+
+
+def partition_size() -> timedelta:
+    """How much time a new partition covers: GATEWAY_PARTITION_DAYS."""
+    return timedelta(days=settings.GATEWAY_PARTITION_DAYS)
+
+
+def read_partitions(connection: BaseDatabaseWrapper, table: str) -> list[Partition]:
+    """The table's partitions, in the order of time, with what interrupted runs left behind.
+
+    PartitionsError for a DEFAULT partition: beside one, partitions can be neither attached nor
+    detached without keeping everybody waiting.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_PARTITIONS, [table])
+        found = [_attached(table, *row) for row in cursor.fetchall()]
+        cursor.execute(_LOOSE, [table, _remark_start(table)])
+        found += [loose for row in cursor.fetchall() if (loose := _loose(table, *row))]
+    return sorted(found, key=lambda partition: partition.span)
+
+
+def _attached(
+    table: str,
+    name: str,
+    is_leaving: bool,
+    is_default: bool,
+    since: datetime | None,
+    until: datetime | None,
+) -> Partition:
+    if is_default:
+        raise PartitionsError(
+            f"{table} has a DEFAULT partition, {name}: move its rows to partitions of their time "
+            f"and run ALTER TABLE {table} DETACH PARTITION {name}."
+        )
+    place = Place.LEAVING if is_leaving else Place.ATTACHED
+    return Partition(name=name, span=Span(since or FIRST, until or LAST), place=place)
+
+
+def _loose(table: str, name: str, remark: str) -> Partition | None:
+    since, _, until = remark.removeprefix(_remark_start(table)).partition("/")
+    try:
+        span = Span(datetime.fromisoformat(since), datetime.fromisoformat(until))
+    except ValueError:
+        return None
+    if name != partition_name(table, span):
+        return None
+    return Partition(name=name, span=span, place=Place.LOOSE)
+
+
+def _remark_start(table: str) -> str:
+    return f"Partition of {table}: "
+
+
+def _remark(table: str, span: Span) -> str:
+    """The table's comment: how a later run knows what it was, as an ISO 8601 interval."""
+    return f"{_remark_start(table)}{span.since.isoformat()}/{span.until.isoformat()}"
+
+
+def partition_name(table: str, span: Span) -> str:
+    """request_logs_20261123; partitions never overlap, so none starts when another does."""
+    since = span.since.astimezone(UTC)
+    is_midnight = (since.hour, since.minute, since.second, since.microsecond) == (0, 0, 0, 0)
+    return f"{table}_{since:%Y%m%d}" if is_midnight else f"{table}_{since:%Y%m%dt%H%M%S%f}"
+
+
+# --------------------------------------------------------------------------- what is to be done
+
+
+class Verb(Enum):
+    CREATE = "create"
+    ATTACH = "attach"
+    DETACH = "detach"
+    FINALIZE = "finalize"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    verb: Verb
+    table: str
+    name: str
+    span: Span
+
+
+def plan_missing(
+    partitions: Sequence[Partition],
+    *,
+    table: str,
+    at: datetime,
+    size: timedelta,
+    keep: timedelta | None = None,
+    back_to: datetime | None = None,
+    ahead: timedelta = AHEAD,
+) -> list[Step]:
+    """What leaves no gap from the oldest partition to `ahead` of `at`.
+
+    Loose tables of that time are attached again, the rest is created along a grid of `size` from
+    1970 on. Partitions of another size stay as they are; new ones fill what they leave open.
+    Nothing is made that `keep` would remove, unless `back_to` asks for it.
+    """
+    kept = [partition for partition in partitions if not _is_expired(partition, at, keep)]
+    steps = list(_attaching(kept, table))
+    taken = [partition.span for partition in kept if partition.place is Place.ATTACHED]
+    taken += [step.span for step in steps if step.verb is Verb.ATTACH]
+    window = _window(taken, at=at, size=size, keep=keep, back_to=back_to, ahead=ahead)
+    oldest = at - keep if keep is not None and back_to is None else FIRST
+    wanted = [span for span in _cut(_gaps(window, taken), size) if span.until > oldest]
+    return [
+        *steps,
+        *(_step(Verb.CREATE, table, partition_name(table, span), span) for span in wanted),
+    ]
+
+
+def plan_expired(
+    partitions: Sequence[Partition], *, table: str, at: datetime, keep: timedelta
+) -> list[Step]:
+    """What removes the partitions that hold nothing younger than `keep`, oldest first."""
+    first = {Place.ATTACHED: [Verb.DETACH], Place.LEAVING: [Verb.FINALIZE], Place.LOOSE: []}
+    return [
+        _step(verb, table, partition.name, partition.span)
+        for partition in partitions
+        if _is_expired(partition, at, keep)
+        for verb in (*first[partition.place], Verb.DROP)
+    ]
+
+
+def _step(verb: Verb, table: str, name: str, span: Span) -> Step:
+    return Step(verb=verb, table=table, name=name, span=span)
+
+
+def _is_expired(partition: Partition, at: datetime, keep: timedelta | None) -> bool:
+    return keep is not None and partition.span.until <= at - keep
+
+
+def _attaching(partitions: Sequence[Partition], table: str) -> Iterator[Step]:
+    taken = [found.span for found in partitions if found.place is Place.ATTACHED]
+    for partition in partitions:
+        if partition.place is Place.ATTACHED:
+            continue
+        if partition.place is Place.LEAVING:
+            yield _step(Verb.FINALIZE, table, partition.name, partition.span)
+        if not any(partition.span.overlaps(span) for span in taken):
+            yield _step(Verb.ATTACH, table, partition.name, partition.span)
+            taken.append(partition.span)
+
+
+def _window(
+    taken: Sequence[Span],
+    *,
+    at: datetime,
+    size: timedelta,
+    keep: timedelta | None,
+    back_to: datetime | None,
+    ahead: timedelta,
+) -> Span:
+    """What has to be covered, on the grid."""
+    since = min([at - BEHIND, *(span.until for span in taken)])
+    if keep is not None:
+        since = max(since, at - keep)
+    if back_to is not None:
+        since = min(since, back_to)
+    return Span(_floor(since, size), _floor(at + ahead, size) + size)
+
+
+def _floor(moment: datetime, size: timedelta) -> datetime:
+    return EPOCH + (moment - EPOCH) // size * size
+
+
+def _gaps(window: Span, taken: Iterable[Span]) -> Iterator[Span]:
+    open_since = window.since
+    for span in sorted(taken):
+        if span.since > open_since:
+            yield Span(open_since, min(span.since, window.until))
+        open_since = max(open_since, span.until)
+        if open_since >= window.until:
+            return
+    yield Span(open_since, window.until)
+
+
+def _cut(spans: Iterable[Span], size: timedelta) -> Iterator[Span]:
+    """Pieces that do not cross the grid's lines."""
+    for span in spans:
+        since = span.since
+        while since < span.until:
+            until = min(_floor(since, size) + size, span.until)
+            yield Span(since, until)
+            since = until
+
+
+# --------------------------------------------------------------------------- how it is done
+
+# One text is one transaction. The new table is empty and nobody else knows it, so attaching it
+# needs no proof by a CHECK: SHARE UPDATE EXCLUSIVE on the parent is all that others can notice.
+# LIKE makes the indexes, which ATTACH joins to the parent's: nothing is built twice.
+_CREATE = """
+CREATE TABLE {name} (LIKE {table} INCLUDING ALL);
+COMMENT ON TABLE {name} IS {remark};
+ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({since}) TO ({until});
+"""
+_STATEMENTS = {
+    Verb.CREATE: _CREATE,
+    Verb.ATTACH: "ALTER TABLE {table} ATTACH PARTITION {name} "
+    "FOR VALUES FROM ({since}) TO ({until})",
+    Verb.DETACH: "ALTER TABLE {table} DETACH PARTITION {name} CONCURRENTLY",
+    Verb.FINALIZE: "ALTER TABLE {table} DETACH PARTITION {name} FINALIZE",
+    Verb.DROP: "DROP TABLE {name}",
+}
+_PATIENT = {Verb.DETACH, Verb.FINALIZE}
+
+
+def statement(step: Step) -> sql.Composed:
+    """The SQL of a step. It takes no parameters: DDL has none."""
+    return sql.SQL(_STATEMENTS[step.verb]).format(  # type: ignore[arg-type]
+        name=sql.Identifier(step.name),
+        table=sql.Identifier(step.table),
+        remark=sql.Literal(_remark(step.table, step.span)),
+        since=sql.Literal(step.span.since.isoformat()),
+        until=sql.Literal(step.span.until.isoformat()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What was removed from one table."""
+
+    partitions: int = 0
+    rows: int = 0
+
+
+def partitions_make(
+    *,
+    at: datetime,
+    keep: Mapping[str, timedelta] | None = None,
+    back_to: datetime | None = None,
+    tables: Iterable[str] | None = None,
+) -> int:
+    """Make the partitions that are missing around `at`, and back to a time if one is given.
+
+    Returns how many. Blocks no read and no write. PartitionsBusy after all attempts.
+    """
+    made = 0
+    with _session() as connection:
+        for table in tables if tables is not None else partitioned_tables():
+            plan = partial(
+                plan_missing,
+                table=table,
+                at=at,
+                size=partition_size(),
+                keep=(keep or {}).get(table),
+                back_to=back_to,
+            )
+            verbs = [step.verb for step, _ in _carry_out(connection, table, plan)]
+            made += len(verbs) - verbs.count(Verb.FINALIZE)
+    return made
+
+
+def partitions_drop(*, at: datetime, keep: Mapping[str, timedelta]) -> dict[str, Dropped]:
+    """Remove, of the tables named in `keep`, the partitions that are older; what was removed.
+
+    Blocks no read and no write: it waits for those that still read the partition.
+    """
+    dropped: dict[str, Dropped] = {}
+    with _session() as connection:
+        for table, age in keep.items():
+            plan = partial(plan_expired, table=table, at=at, keep=age)
+            done = _carry_out(connection, table, plan)
+            rows = [removed for step, removed in done if step.verb is Verb.DROP]
+            dropped[table] = Dropped(partitions=len(rows), rows=sum(rows))
+    return dropped
+
+
+def _carry_out(
+    connection: BaseDatabaseWrapper,
+    table: str,
+    plan: Callable[[Sequence[Partition]], list[Step]],
+) -> Iterator[tuple[Step, int]]:
+    """Run what is to be done; each step with the rows that it removed.
+
+    Each attempt plans anew from the catalogue: a detach that was cut off has to be finalized, not
+    repeated.
+    """
+    for seconds in (*BACK_OFF_SECONDS, None):
+        try:
+            for step in plan(read_partitions(connection, table)):
+                yield step, _execute(connection, step)
+        except Error as error:
+            if not is_about_locks(error):
+                raise
+            if seconds is None:
+                raise PartitionsBusy(_in_the_way(table, error)) from error
+            time.sleep(seconds)
+        else:
+            return
+
+
+def _in_the_way(table: str, error: Error) -> str:
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    return (
+        f"{table} is in use ({reason}). The next run goes on from here; if it keeps failing, end "
+        "the oldest transactions in pg_stat_activity."
+    )
+
+
+def _execute(connection: BaseDatabaseWrapper, step: Step) -> int:
+    """Run one step; the rows that it removed."""
+    set_lock_timeout(connection, PATIENT_LOCK_MS if step.verb in _PATIENT else BRIEF_LOCK_MS)
+    rows = 0
+    with connection.cursor() as cursor:
+        if step.verb is Verb.DROP:  # detached: nobody waits for the count
+            cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(step.name)))
+            rows = int(cursor.fetchone()[0])
+        cursor.execute(statement(step))
+    return rows
+
+
+@contextmanager
+def _session() -> Iterator[BaseDatabaseWrapper]:
+    """A direct connection in autocommit, and no other run beside this one.
+
+    The lock is asked for again and again, not waited for: a waiting statement has a snapshot,
+    and a detach of the holder would wait for that for ever.
+    """
+    with direct_connections(application_name=APPLICATION_NAME) as (work, _):
+        until = time.monotonic() + WAIT_SECONDS
+        while not _ask(work, "SELECT pg_try_advisory_lock(%s)"):
+            if time.monotonic() > until:
+                raise PartitionsBusy(
+                    "Another process has been working on the partitions for two minutes; try "
+                    "again when it is done."
+                )
+            time.sleep(POLL_SECONDS)
+        try:
+            yield work
+        finally:
+            _ask(work, "SELECT pg_advisory_unlock(%s)")
+
+
+def _ask(connection: BaseDatabaseWrapper, query: str) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(query, [ADVISORY_LOCK])
+        return bool(cursor.fetchone()[0])
