@@ -18,6 +18,7 @@ from registry.models import (
     Tenant,
 )
 from security.models import APIKey, EnhancedAPIKey, ServerAccessControl, Session, User
+from tests.partitions import daily_partitions
 
 # What a NOT NULL column gets that nobody cares about.
 _FILL = {
@@ -32,6 +33,7 @@ _FILL = {
 def seed_everything() -> None:
     """A month of a busy gateway in small; deterministic but for ids."""
     _run("SELECT setseed(0.42)")
+    daily_partitions(days=31)
     _seed_registry()
     _seed_security()
     _seed_logs()
@@ -129,7 +131,8 @@ def _seed_logs() -> None:
     rows(
         RequestLog,
         100_000,
-        request_time="now() - (100000 - i) * interval '26 s'",
+        # A month in the order of time, the more the nearer: 18,000 of them within the last day.
+        request_time="now() - ((100000.0 - i) / 100000) ^ 2 * interval '30 days'",
         tenant_id="tenant.ids[1 + floor(3000 * random() ^ 3)]",
         target_server_id="server.ids[route.n]",
         method="CASE WHEN i % 30 > 0 THEN 'POST' ELSE 'GET' END",

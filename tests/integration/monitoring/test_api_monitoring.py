@@ -18,6 +18,7 @@ from tests.factories import (
     TenantFactory,
     UserFactory,
 )
+from tests.partitions import one_old_partition
 
 pytestmark = pytest.mark.django_db
 
@@ -51,6 +52,7 @@ def ids(answer) -> list[str]:
 @pytest.fixture
 def history():
     """Request log entries by their age in hours."""
+    one_old_partition(days=3)
     ages = (1, 23, 25, 49)
     times = {age: now() - timedelta(hours=age) for age in ages}
     return {

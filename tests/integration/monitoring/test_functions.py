@@ -19,6 +19,7 @@ from tests.factories import (
     RequestLogFactory,
     TenantFactory,
 )
+from tests.partitions import one_old_partition
 
 pytestmark = pytest.mark.django_db
 
@@ -94,6 +95,7 @@ def test_default_is_a_day() -> None:
 
 
 def test_more_hours_than_time_has_are_all_of_it() -> None:
+    one_old_partition(days=3650)
     RequestLogFactory(request_time=now() - timedelta(days=3650))
     assert performance(hours=2_147_483_647)["total_requests"] == 1
 
