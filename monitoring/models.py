@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import BrinIndex
@@ -61,11 +59,11 @@ class AuditColumns(models.Model):
         return f"{self.action} {self.resource_type} {self.resource_id}".strip()
 
 
-class AuditLog(AuditColumns, PartitionedModel):
+class AuditLog(AuditColumns, PartitionedModel):  # type: ignore[misc]  # the id is no integer
     """Who did what to which resource. Plain ids: the log outlives what it names."""
 
     pk = models.CompositePrimaryKey("id", "timestamp")
-    objects: ClassVar[models.Manager[AuditLog]] = models.Manager()
+    objects = models.Manager()
 
     class PartitioningMeta(RangePartitioning):
         key = ["timestamp"]
@@ -123,11 +121,11 @@ class RequestColumns(models.Model):
         return f"{self.method} {self.path} {self.status_code}"
 
 
-class RequestLog(RequestColumns, PartitionedModel):
+class RequestLog(RequestColumns, PartitionedModel):  # type: ignore[misc]  # the id is no integer
     """One call through the gateway. Plain ids, no secrets, no bodies."""
 
     pk = models.CompositePrimaryKey("id", "request_time")
-    objects: ClassVar[models.Manager[RequestLog]] = models.Manager()
+    objects = models.Manager()
 
     class PartitioningMeta(RangePartitioning):
         key = ["request_time"]

@@ -1,6 +1,6 @@
 """The nouns: tenants, the servers they register, and what those servers offer."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
@@ -301,11 +301,11 @@ class MetricColumns(models.Model):
         return f"{self.server_id} at {self.timestamp:%Y-%m-%d %H:%M:%S}"
 
 
-class ServerMetric(MetricColumns, PartitionedModel):
+class ServerMetric(MetricColumns, PartitionedModel):  # type: ignore[misc]  # the id is no integer
     """What one health check measured. A log: no foreign key, it outlives its server."""
 
     pk = models.CompositePrimaryKey("id", "timestamp")
-    objects: ClassVar[models.Manager["ServerMetric"]] = models.Manager()
+    objects = models.Manager()
 
     class PartitioningMeta(RangePartitioning):
         key = ["timestamp"]

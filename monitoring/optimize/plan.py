@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from psycopg import sql
@@ -168,7 +168,7 @@ def _undeclared_index(have: Index, declared: State, actual: State) -> Change:
             name=have.name,
             table=have.table,
             reason="is left over from a concurrent build that was cut off",
-            steps=(make.drop(have.name),),
+            steps=(make.discard(have.name),),
         )
     validity = "" if have.is_valid else " and invalid: it slows writes and serves no query"
     return Change(
@@ -226,9 +226,9 @@ class _Maker:
     def replace(self, want: Index, have: Index) -> tuple[Step, ...]:
         """The new one is built beside the old one, so that queries always have one."""
         if self.table.is_partitioned:
-            if want.constraint or have.constraint:
-                return ()
-            return (self._drop_parent(have.name), *self.build(want))
+            return (
+                () if want.constraint or have.constraint else self._replace_partitioned(want, have)
+            )
         new = _with_suffix(want.name, REPLACEMENT)
         build = self._create(want, name=new)
         if want.constraint or have.constraint:
@@ -246,6 +246,10 @@ class _Maker:
             inverse=(inverse,) if inverse else (),
             is_concurrent=True,
         )
+
+    def discard(self, name: str) -> Step:
+        """Drop what nobody declared; PostgreSQL refuses CONCURRENTLY on a partitioned parent."""
+        return self._drop_parent(name) if self.table.is_partitioned else self.drop(name)
 
     def _create(self, index: Index, *, name: str) -> Step:
         unique = "UNIQUE " if index.is_unique else ""
@@ -313,10 +317,22 @@ class _Maker:
 
     # ---------------------------------------------------------------- partitioned tables
 
-    def _drop_parent(self, name: str) -> Step:
+    def _drop_parent(self, name: str, *, inverse: tuple[Step, ...] = ()) -> Step:
         return Step(
             sql=f"DROP INDEX IF EXISTS {self._index(name)};",
             lock=INSTANT.format(f"{self.table.name} and its partitions"),
+            inverse=inverse,
+        )
+
+    def _replace_partitioned(self, want: Index, have: Index) -> tuple[Step, ...]:
+        new = _with_suffix(want.name, REPLACEMENT)
+        # Once the old index is gone, the leaves' parts of it are gone too.
+        bare = tuple(replace(leaf, indexes=()) for leaf in self.table.leaves)
+        back = _Maker(self.schema, replace(self.table, leaves=bare))._build_partitioned(have)
+        return (
+            *self._build_partitioned(replace(want, name=new)),
+            self._drop_parent(have.name, inverse=back),
+            self._rename(new, want.name),
         )
 
     def _build_partitioned(self, want: Index) -> tuple[Step, ...]:

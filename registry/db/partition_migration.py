@@ -194,7 +194,7 @@ class _Runner:
 
     def __call__(self, template: str | sql.Composed, *names: str) -> None:
         if isinstance(template, str):
-            template = sql.SQL(template).format(*map(sql.Identifier, names))  # type: ignore[arg-type]
+            template = sql.SQL(template).format(*map(sql.Identifier, names))
         with self._connection.cursor() as cursor:
             cursor.execute(template)
 

@@ -82,7 +82,7 @@ class PartitionsBusy(PartitionsError):
 # who looks one up names its time too (an id tells it), or every partition is searched.
 
 
-class PartitionedModel(PostgresPartitionedModel):  # type: ignore[misc]
+class PartitionedModel(PostgresPartitionedModel):
     """A log that is partitioned by its time column.
 
     Name the column in PartitioningMeta, and `pk = CompositePrimaryKey("id", <the column>)`: a
@@ -370,7 +370,7 @@ _PATIENT = {Verb.DETACH, Verb.FINALIZE}
 
 def statement(step: Step) -> sql.Composed:
     """The SQL of a step. It takes no parameters: DDL has none."""
-    return sql.SQL(_STATEMENTS[step.verb]).format(  # type: ignore[arg-type]
+    return sql.SQL(_STATEMENTS[step.verb]).format(
         name=sql.Identifier(step.name),
         table=sql.Identifier(step.table),
         remark=sql.Literal(_remark(step.table, step.span)),
