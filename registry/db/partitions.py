@@ -260,9 +260,12 @@ def plan_missing(
     """
     kept = [partition for partition in partitions if not _is_expired(partition, at, keep)]
     steps = list(_attaching(kept, table))
-    taken = [partition.span for partition in kept if partition.place is Place.ATTACHED]
-    taken += [step.span for step in steps if step.verb is Verb.ATTACH]
-    window = _window(taken, at=at, size=size, keep=keep, back_to=back_to, ahead=ahead)
+    # What is expired stands in the way until it is dropped; what overlaps never will.
+    ignored = {partition.name for partition in kept if partition.place is Place.LOOSE}
+    ignored -= {step.name for step in steps}
+    taken = [partition.span for partition in partitions if partition.name not in ignored]
+    since = _oldest(kept, at=at, keep=keep, back_to=back_to)
+    window = Span(_floor(since, size), _floor(at + ahead, size) + size)
     oldest = at - keep if keep is not None and back_to is None else FIRST
     wanted = [span for span in _cut(_gaps(window, taken), size) if span.until > oldest]
     return [
@@ -304,22 +307,14 @@ def _attaching(partitions: Sequence[Partition], table: str) -> Iterator[Step]:
             taken.append(partition.span)
 
 
-def _window(
-    taken: Sequence[Span],
-    *,
-    at: datetime,
-    size: timedelta,
-    keep: timedelta | None,
-    back_to: datetime | None,
-    ahead: timedelta,
-) -> Span:
-    """What has to be covered, on the grid."""
-    since = min([at - BEHIND, *(span.until for span in taken)])
+def _oldest(
+    kept: Sequence[Partition], *, at: datetime, keep: timedelta | None, back_to: datetime | None
+) -> datetime:
+    """From when on there has to be a partition for every moment."""
+    since = min([at - BEHIND, *(partition.span.until for partition in kept)])
     if keep is not None:
         since = max(since, at - keep)
-    if back_to is not None:
-        since = min(since, back_to)
-    return Span(_floor(since, size), _floor(at + ahead, size) + size)
+    return since if back_to is None else min(since, back_to)
 
 
 def _floor(moment: datetime, size: timedelta) -> datetime:
