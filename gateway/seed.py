@@ -23,6 +23,7 @@ from uuid import UUID
 
 from django.contrib.auth.models import Group
 from django.db import connection, transaction
+from django.db.models import Max, Min
 from psycopg import sql
 
 from gateway.defaults import DEFAULT_TENANT
@@ -30,6 +31,7 @@ from gateway.models import BreakerState, CircuitBreaker
 from monitoring.audit import Actor
 from monitoring.models import AuditLog, RequestLog
 from monitoring.retention import partitions_prepare
+from monitoring.rollups import rollups_compact, rollups_rebuild
 from registry.models import (
     HealthStatus,
     MCPServer,
@@ -140,8 +142,11 @@ def seed(
             key=HISTORY, value=done.requests, category="development",
             description="Calls that seed_dev_data made up.",
         )  # fmt: skip
+    rollups_compact()
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE request_logs, audit_logs, server_metrics, server_tools")
+        cursor.execute(
+            "ANALYZE request_logs, request_rollups, audit_logs, server_metrics, server_tools"
+        )
     return done
 
 
@@ -151,12 +156,22 @@ def seed_remove() -> int:
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = '15min'")  # logs may have grown large
     SystemConfig.objects.filter(key=HISTORY, tenant=None).delete()
-    removed = RequestLog.objects.filter(request_metadata__seeded=True).delete()[0]
+    removed = _calls_remove()
     removed += AuditLog.objects.filter(details__seeded=True).delete()[0]
     servers = _marked(MCPServer.objects.all())
     removed += ServerMetric.objects.filter(server_id__in=servers.values("pk")).delete()[0]
     for model in (MCPServer, EnhancedAPIKey, User):
         removed += _marked(model._default_manager.all()).delete()[0]
+    return removed
+
+
+def _calls_remove() -> int:
+    """Remove the seeded calls, from the rollups as well."""
+    calls = RequestLog.objects.filter(request_metadata__seeded=True)
+    span = calls.aggregate(first=Min("request_time"), last=Max("request_time"))
+    removed = calls.delete()[0]
+    if removed:
+        rollups_rebuild(first=span["first"].date(), last=span["last"].date())
     return removed
 
 

@@ -41,6 +41,9 @@ GATEWAY_TRUSTED_PROXIES: list[env.Network] = env.read("GATEWAY_TRUSTED_PROXIES",
 # A check waits this long for a server; above the second figure it calls the server degraded.
 GATEWAY_HEALTH_TIMEOUT_MS = env.read("GATEWAY_HEALTH_TIMEOUT_MS", env.positive_int, 10_000)
 GATEWAY_HEALTH_SLOW_MS = env.read("GATEWAY_HEALTH_SLOW_MS", env.positive_int, 2000)
+# Days that rollups of calls keep their five minutes and their hours; whole days stay for good.
+GATEWAY_ROLLUP_FINE_DAYS = env.read("GATEWAY_ROLLUP_FINE_DAYS", env.positive_int, 35)
+GATEWAY_ROLLUP_HOURLY_DAYS = env.read("GATEWAY_ROLLUP_HOURLY_DAYS", env.positive_int, 400)
 
 # ---------------------------------------------------------------- PostgreSQL
 # Without DATABASE_URL: the embedded one, which the command line starts when a command needs it.

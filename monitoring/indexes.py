@@ -6,13 +6,16 @@ Every query on a log bounds time at both ends, so that partitions can be pruned.
 from datetime import timedelta
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.utils.timezone import now
 
 from monitoring.models import (
     AuditLog,
     DatabaseSizeSnapshot,
     RequestLog,
+    RequestRollupDelta,
+    RequestUsageDelta,
+    RequestUserDelta,
 )
 from registry.db.catalogue import IndexEntry, sample
 
@@ -38,6 +41,11 @@ def _fastest_route() -> QuerySet[RequestLog]:
     return RequestLog.objects.filter(**route, **good).order_by("duration_ms")[:10]
 
 
+def _newest_of_tenant(model: type[Model]) -> QuerySet[Any]:
+    newest = _last_day("bucket")
+    return model._default_manager.filter(**sample(model, "tenant_id", **newest), **newest)
+
+
 CATALOGUE = [
     IndexEntry(
         index="idx_audit_logs_tenant_time",
@@ -53,7 +61,7 @@ CATALOGUE = [
             **sample(RequestLog, "tenant_id", **_last_day("request_time")),
             **_last_day("request_time"),
         ).order_by("-request_time")[:50],
-        caller="a tenant's requests: the REST API, get_tenant_usage_summary",
+        caller="a tenant's requests: the REST API, the edges of its summaries (request_log_part)",
         rate="page views",
     ),
     IndexEntry(
@@ -76,6 +84,24 @@ CATALOGUE = [
         caller="the raw rows of all tenants over a few minutes: performance_monitoring, the edges "
         "of get_request_performance_summary",
         rate="each look at the figures",
+    ),
+    IndexEntry(
+        index="idx_request_rollup_deltas_tenant",
+        query=lambda: _newest_of_tenant(RequestRollupDelta),
+        caller="request_figures: the calls that are not in the rollups yet",
+        rate="each summary",
+    ),
+    IndexEntry(
+        index="idx_request_usage_deltas_tenant",
+        query=lambda: _newest_of_tenant(RequestUsageDelta),
+        caller="get_tenant_usage_summary: the calls that are not in the rollups yet",
+        rate="each summary",
+    ),
+    IndexEntry(
+        index="idx_request_user_deltas_tenant",
+        query=lambda: _newest_of_tenant(RequestUserDelta),
+        caller="get_tenant_usage_summary: the users that are not in the rollups yet",
+        rate="each summary",
     ),
     IndexEntry(
         index="uq_database_size_snapshots_table_day",

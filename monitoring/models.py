@@ -30,6 +30,13 @@ __all__ = [
     "RefreshStrategy",
     "RequestLog",
     "RequestLogEntry",
+    "RequestRollup",
+    "RequestRollupDelta",
+    "RequestUsage",
+    "RequestUsageDelta",
+    "RequestUser",
+    "RequestUserDelta",
+    "RollupHorizon",
     "Severity",
     "StatementSnapshot",
 ]
@@ -162,6 +169,164 @@ class RequestLogEntry(RequestColumns):
         db_table = "request_logs"
         verbose_name = "request log entry"
         verbose_name_plural = "request log"
+
+
+# --------------------------------------------------------------------------- rollups of the log
+# See Note [Rollups] in rollups.py: a trigger on request_logs writes the deltas, the worker moves
+# them into the tables without "delta" in their names, and readers add both.
+
+
+class Figures(models.Model):
+    """What the calls of one tenant in one span of time add up to, in a form that can be added."""
+
+    tenant_id = models.UUIDField(db_comment="The zero UUID: all calls, those of no tenant too.")
+    bucket = models.DateTimeField(db_comment="Where the span begins, in UTC.")
+    requests = models.BigIntegerField()
+    errors = models.BigIntegerField(db_comment="Calls with a status of 400 or above.")
+    sum_ms = models.FloatField(db_comment="Sum of durations, in milliseconds.")
+    max_ms = models.FloatField(db_comment="The longest duration, in milliseconds.")
+    bytes_in = models.BigIntegerField()
+    bytes_out = models.BigIntegerField()
+    bins = ArrayField(
+        models.SmallIntegerField(),
+        db_comment="Bins of the durations that occur, ascending; see request_duration_bin().",
+    )
+    counts = ArrayField(models.BigIntegerField(), db_comment="Calls a bin, in the order of bins.")
+
+    class Meta:
+        abstract = True
+
+
+class RequestRollup(Figures):
+    """The figures of a tenant, or of all together, a five minutes, an hour and a day."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "minutes", "bucket")
+    minutes = models.SmallIntegerField(db_comment="Length of the span: 5, 60 or 1440.")
+
+    class Meta:
+        db_table = "request_rollups"
+        db_table_comment = "Calls added up; request_rollup_deltas holds what is not in here yet."
+
+    def __str__(self) -> str:
+        return f"{self.tenant_id}, {self.minutes} minutes from {self.bucket:%Y-%m-%d %H:%M}"
+
+
+class RequestRollupDelta(Figures):
+    """The figures of one statement's rows, a tenant and five minutes."""
+
+    id = models.BigAutoField(primary_key=True)
+
+    class Meta:
+        db_table = "request_rollup_deltas"
+        db_table_comment = "What statements added to request_logs since the worker last took it."
+        indexes = [
+            NamedIndex(fields=["tenant_id", "bucket"], name="idx_request_rollup_deltas_tenant"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.tenant_id}, 5 minutes from {self.bucket:%Y-%m-%d %H:%M}"
+
+
+class Seen(models.Model):
+    """When within an hour something occurred, so that a window that cuts the hour can tell."""
+
+    tenant_id = models.UUIDField(db_comment="The zero UUID: calls of no tenant.")
+    bucket = models.DateTimeField(db_comment="Where the hour begins, in UTC.")
+    first_seen = models.DateTimeField(db_comment="The first such call of the hour.")
+    last_seen = models.DateTimeField(db_comment="The last such call of the hour.")
+
+    class Meta:
+        abstract = True
+
+
+class Usage(Seen):
+    """What the calls of one tenant to one server and tool in one hour add up to."""
+
+    server_id = models.UUIDField(db_comment="The zero UUID: calls that reached no server.")
+    tool_name = models.CharField(max_length=255, db_comment="Empty: a call of no tool.")
+    requests = models.BigIntegerField()
+    errors = models.BigIntegerField(db_comment="Calls with a status of 400 or above.")
+    sum_ms = models.FloatField(db_comment="Sum of durations, in milliseconds.")
+    max_ms = models.FloatField(db_comment="The longest duration, in milliseconds.")
+    bytes_in = models.BigIntegerField()
+    bytes_out = models.BigIntegerField()
+
+    class Meta:
+        abstract = True
+
+
+class RequestUsage(Usage):
+    """Calls a tenant, server and tool, by the hour."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "bucket", "server_id", "tool_name")
+
+    class Meta:
+        db_table = "request_usage"
+        db_table_comment = "Calls of servers and tools; request_usage_deltas holds what is new."
+
+    def __str__(self) -> str:
+        return f"{self.server_id} {self.tool_name}, hour of {self.bucket:%Y-%m-%d %H:%M}"
+
+
+class RequestUsageDelta(Usage):
+    """The usage in one statement's rows."""
+
+    id = models.BigAutoField(primary_key=True)
+
+    class Meta:
+        db_table = "request_usage_deltas"
+        db_table_comment = "What statements added to request_logs since the worker last took it."
+        indexes = [
+            NamedIndex(fields=["tenant_id", "bucket"], name="idx_request_usage_deltas_tenant"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.server_id} {self.tool_name}, hour of {self.bucket:%Y-%m-%d %H:%M}"
+
+
+class RequestUser(Seen):
+    """Who of a tenant called in an hour: distinct users over any window are counted from this."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "bucket", "user_id")
+    user_id = models.UUIDField()
+
+    class Meta:
+        db_table = "request_users"
+        db_table_comment = "Users that called; request_user_deltas holds what is new."
+
+    def __str__(self) -> str:
+        return f"{self.user_id}, hour of {self.bucket:%Y-%m-%d %H:%M}"
+
+
+class RequestUserDelta(Seen):
+    """The users in one statement's rows."""
+
+    id = models.BigAutoField(primary_key=True)
+    user_id = models.UUIDField()
+
+    class Meta:
+        db_table = "request_user_deltas"
+        db_table_comment = "What statements added to request_logs since the worker last took it."
+        indexes = [
+            NamedIndex(fields=["tenant_id", "bucket"], name="idx_request_user_deltas_tenant"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id}, hour of {self.bucket:%Y-%m-%d %H:%M}"
+
+
+class RollupHorizon(models.Model):
+    """How far back request_rollups reaches with spans of one length; no row: to the beginning."""
+
+    minutes = models.SmallIntegerField(primary_key=True)
+    kept_since = models.DateTimeField(db_comment="Shorter spans than a day are pruned before it.")
+
+    class Meta:
+        db_table = "request_rollup_horizons"
+        db_table_comment = "What request_rollups no longer holds; written by the worker."
+
+    def __str__(self) -> str:
+        return f"{self.minutes} minutes since {self.kept_since:%Y-%m-%d}"
 
 
 class ComparisonOperator(models.TextChoices):

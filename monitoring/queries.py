@@ -12,6 +12,7 @@ from uuid import UUID
 from django.db import connection
 
 __all__ = [
+    "ALL_TENANTS",
     "database_sizes",
     "fetch_rows",
     "index_usage",
@@ -22,29 +23,8 @@ __all__ = [
 
 Row = dict[str, Any]
 
-# The function's columns over one tenant; idx_request_logs_tenant_time serves it.
-_TENANT_PERFORMANCE = """
-SELECT totals.total_requests,
-       totals.total_requests - totals.failed_requests AS successful_requests,
-       totals.failed_requests,
-       totals.failed_requests::double precision / nullif(totals.total_requests, 0) AS error_rate,
-       totals.avg_duration_ms,
-       totals.percentiles[1] AS p50_duration_ms,
-       totals.percentiles[2] AS p95_duration_ms,
-       totals.percentiles[3] AS p99_duration_ms,
-       totals.max_duration_ms,
-       totals.total_requests / (%(hours)s * 60.0::double precision) AS requests_per_minute
-  FROM (SELECT count(*) AS total_requests,
-               count(*) FILTER (WHERE log.status_code >= 400) AS failed_requests,
-               avg(log.duration_ms) AS avg_duration_ms,
-               percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY log.duration_ms)
-                   AS percentiles,
-               max(log.duration_ms) AS max_duration_ms
-          FROM request_logs AS log
-         WHERE log.tenant_id = %(tenant)s
-           AND log.request_time >= summary_window_start(%(hours)s)
-           AND log.request_time < statement_timestamp()) AS totals
-"""
+# What stands for all tenants together in the rollups.
+ALL_TENANTS = UUID(int=0)
 
 _TENANT_USAGE = """
 SELECT tenant.slug AS tenant, usage.*
@@ -57,11 +37,8 @@ SELECT tenant.slug AS tenant, usage.*
 
 def request_performance(*, hours: int, tenant_id: UUID | None = None) -> Row:
     """One row over the last hours (1 or more): of a tenant, or of the whole gateway."""
-    if tenant_id is None:
-        statement = "SELECT * FROM get_request_performance_summary(%(hours)s)"
-    else:
-        statement = _TENANT_PERFORMANCE
-    return fetch_rows(statement, {"hours": hours, "tenant": tenant_id})[0]
+    statement = "SELECT * FROM request_performance(%(tenant)s, %(hours)s)"
+    return fetch_rows(statement, {"hours": hours, "tenant": tenant_id or ALL_TENANTS})[0]
 
 
 def tenant_usage(*, tenant_ids: Sequence[UUID], hours: int) -> list[Row]:

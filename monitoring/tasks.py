@@ -1,4 +1,4 @@
-"""Monitoring's periodic work: partitions, snapshots of sizes and statements, fresh statistics."""
+"""Monitoring's periodic work: partitions, rollups, snapshots, and fresh planner statistics."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from datetime import datetime
 from django.db import connection, transaction
 from psycopg import sql
 
+from monitoring.models import RequestRollupDelta
 from monitoring.retention import (
     partitions_expired,
     partitions_missing,
     partitions_prepare,
     partitions_retire,
 )
+from monitoring.rollups import rollups_compact, rollups_prune
 from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
 from registry.periodic import PeriodicTask, Stop, never
 
@@ -54,6 +56,16 @@ def statements_snapshot(*, at: datetime, stop: Stop = never) -> int:  # noqa: AR
     return statement_snapshot_take() or 0
 
 
+def request_rollups_compact(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (as of now)
+    """Move what writers of the log left behind into the rollups."""
+    return rollups_compact(stop=stop)
+
+
+def request_rollups_prune(*, at: datetime, stop: Stop = never) -> int:
+    """Delete five-minute and hourly rollups whose time is over."""
+    return rollups_prune(at=at, stop=stop)
+
+
 def tables_analyze(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (as of now)
     """Refresh planner statistics of tables that changed a lot; blocks no write."""
     done = 0
@@ -90,6 +102,22 @@ PERIODIC = (
         does="Drop the partitions of the logs that retention policies no longer keep.",
         due=partitions_expired,
         run=partitions_remove,
+    ),
+    PeriodicTask(
+        name="request_rollups_compact",
+        cron="* * * * * */20",  # the sixth field counts seconds
+        unit="deltas",
+        does="Add the newest calls to the rollups that summaries read.",
+        due=lambda _at: RequestRollupDelta.objects.count(),
+        run=request_rollups_compact,
+    ),
+    PeriodicTask(
+        name="request_rollups_prune",
+        cron="37 3 * * *",
+        unit="rows",
+        does="Delete five-minute and hourly rollups that are old; days stay.",
+        due=None,
+        run=request_rollups_prune,
     ),
     PeriodicTask(
         name="sizes_snapshot",

@@ -135,6 +135,7 @@ def _seed_logs() -> None:
         request_time="now() - ((100000.0 - i) / 100000) ^ 2 * interval '30 days'",
         tenant_id="tenant.ids[1 + floor(3000 * random() ^ 3)]",
         target_server_id="server.ids[route.n]",
+        user_id="md5((i % 700)::text)::uuid",
         method="CASE WHEN i % 30 > 0 THEN 'POST' ELSE 'GET' END",
         path="'/mcp/server-' || route.n",
         status_code="CASE WHEN random() < 0.93 THEN 200 ELSE 502 END",

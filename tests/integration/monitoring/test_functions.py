@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -66,9 +67,9 @@ def test_requests_are_counted_and_ranked() -> None:
     assert (found["total_requests"], found["successful_requests"]) == (100, 90)
     assert (found["failed_requests"], found["error_rate"]) == (10, pytest.approx(0.1))
     assert found["avg_duration_ms"] == pytest.approx(50.5)
-    assert found["p50_duration_ms"] == pytest.approx(50.5)
-    assert found["p95_duration_ms"] == pytest.approx(95.05)
-    assert found["p99_duration_ms"] == pytest.approx(99.01)
+    assert found["p50_duration_ms"] == pytest.approx(50.5, rel=0.02)
+    assert found["p95_duration_ms"] == pytest.approx(95.05, rel=0.02)
+    assert found["p99_duration_ms"] == pytest.approx(99.01, rel=0.02)
     assert found["max_duration_ms"] == 100
     assert found["requests_per_minute"] == pytest.approx(100 / 60)
 
@@ -116,12 +117,14 @@ def test_hours_below_one_are_refused(hours: int | None, mode: str) -> None:
             cursor.execute("DEALLOCATE summary")
 
 
-def test_function_is_inlined_into_an_index_scan() -> None:
+def test_function_is_inlined_and_reads_rollups() -> None:
     with connection.cursor() as cursor:
         cursor.execute("EXPLAIN SELECT * FROM get_request_performance_summary(2)")
         plan = "\n".join(line for (line,) in cursor.fetchall())
-    assert "request_logs" in plan
-    assert "Function Scan" not in plan
+    assert "request_rollups" in plan
+    # The log itself is read by one function for the window's edges, and by nothing else.
+    assert "request_logs" not in plan
+    assert set(re.findall(r"Function Scan on (request_\w+)", plan)) == {"request_log_part"}
 
 
 # --------------------------------------------------------------------------- tenants
@@ -149,7 +152,7 @@ def test_usage_is_the_tenants_own() -> None:
         "failed_requests": 1,
         "error_rate": 0.25,
         "avg_duration_ms": 25.0,
-        "p95_duration_ms": pytest.approx(38.5),
+        "p95_duration_ms": pytest.approx(38.5, rel=0.02),
         "unique_users": 1,
         "servers_used": 2,
         "tools_used": 2,

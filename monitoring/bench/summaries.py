@@ -1,0 +1,292 @@
+"""What the summaries cost on a large log, and what keeping the rollups costs its writers.
+
+    python -m monitoring.bench.summaries --rows 10000000
+
+Makes a scratch database on DATABASE_URL's server (a role that may CREATE DATABASE), fills a month
+of calls of 200 tenants with Zipf shares, prints medians in milliseconds, and drops the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import django
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+__all__ = ["main"]
+
+DAYS = 30
+STEP = 100_000  # rows an INSERT
+REPEATS = 15
+ALL = "00000000-0000-0000-0000-000000000000"
+
+_CAST = """
+CREATE TEMPORARY TABLE cast_of_calls AS
+SELECT array_agg(id ORDER BY place) AS ids, array_agg(up_to::float8 ORDER BY place) AS shares,
+       (SELECT array_agg(gen_random_uuid()) FROM generate_series(1, 60)) AS servers,
+       (SELECT array_agg(gen_random_uuid()) FROM generate_series(1, 4000)) AS people
+  FROM (SELECT t.id, t.place, sum(1.0 / t.place) OVER (ORDER BY t.place)
+                              / sum(1.0 / t.place) OVER () AS up_to
+          FROM (SELECT id, row_number() OVER (ORDER BY id) AS place FROM tenants
+                 WHERE slug LIKE 'bench-%') AS t) AS ranked
+"""
+# Twenty users a tenant; each tenant calls a few of the servers, and each server has eight tools.
+_FILL = """
+INSERT INTO request_logs (
+    id, request_time, request_id, tenant_id, user_id, method, path, rpc_method, tool_name,
+    target_server_id, status_code, duration_ms, request_size_bytes, response_size_bytes,
+    error_type, error_message, protocol_version, request_metadata)
+SELECT ordered_id, at, ordered_id, ids[t], people[20 * (t - 1) + 1 + floor(20 * u)::int], 'POST',
+       '/mcp/server-' || s, 'tools/call',
+       'tool_' || floor(8 * v * v), servers[s], CASE WHEN w < 0.97 THEN 200 ELSE 502 END,
+       exp(4.2 + 0.9 * sqrt(-2 * ln(1 - u)) * cos(6.283185307 * v)), 140 + floor(700 * w),
+       exp(7.2 + w), '', '', '2025-11-25', '{}'
+  FROM cast_of_calls,
+       LATERAL (SELECT i, %(since)s::timestamptz + i * %(apart)s::interval AS at, random() AS u,
+                       random() AS v, random() AS w, random() AS x, random() AS y
+                  FROM generate_series(%(first)s, %(last)s) AS i) AS dice,
+       LATERAL (SELECT least(200, 1 + width_bucket(x, shares)) AS t) AS tenant,
+       LATERAL (SELECT 1 + (t * 7 + floor(6 * y * y)::int) %% 60 AS s) AS server,
+       -- Ids ordered by time, as those of the gateway are.
+       LATERAL (SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7'
+                        || lpad(to_hex((4095 * u)::int), 3, '0') || '8'
+                        || lpad(to_hex(i + 0), 15, '0'))::uuid AS ordered_id) AS ids_of_calls
+"""
+_RAW = """
+SELECT count(*), count(*) FILTER (WHERE status_code >= 400), avg(duration_ms),
+       percentile_cont(ARRAY[0.5, 0.95, 0.99]) WITHIN GROUP (ORDER BY duration_ms),
+       max(duration_ms)
+  FROM request_logs
+ WHERE request_time >= statement_timestamp() - make_interval(hours => {hours})
+   AND request_time < statement_timestamp()
+"""
+QUERIES = {
+    "get_request_performance_summary(1)": "SELECT * FROM get_request_performance_summary(1)",
+    "get_request_performance_summary(24)": "SELECT * FROM get_request_performance_summary(24)",
+    "get_request_performance_summary(720)": "SELECT * FROM get_request_performance_summary(720)",
+    "get_tenant_usage_summary(largest, 24)": "SELECT * FROM get_tenant_usage_summary("
+    "(SELECT id::text FROM tenants WHERE slug LIKE 'bench-%' ORDER BY id LIMIT 1), 24)",
+    "get_tenant_usage_summary(largest, 720)": "SELECT * FROM get_tenant_usage_summary("
+    "(SELECT id::text FROM tenants WHERE slug LIKE 'bench-%' ORDER BY id LIMIT 1), 720)",
+    "performance_monitoring": "SELECT * FROM performance_monitoring",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    options = parser.parse_args(arguments)
+    if not 1_000 <= options.rows <= 100_000_000:
+        parser.error("--rows takes 1,000 to 100,000,000.")
+    url = os.environ.get("DATABASE_URL", "")
+    if not url:
+        parser.error("Set DATABASE_URL to a server on which databases may be made.")
+    with scratch_database(url) as scratch:
+        os.environ["DATABASE_URL"] = scratch
+        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
+        django.setup()
+        from django.core.management import call_command
+
+        call_command("migrate", verbosity=0)
+        with psycopg.connect(scratch, autocommit=True) as connection:
+            _bench(connection, options.rows)
+
+
+@contextmanager
+def scratch_database(url: str) -> Iterator[str]:
+    """A database that is there while the context is: its URL."""
+    name = f"gateway_bench_{uuid4().hex[:12]}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        yield _renamed(url, name)
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
+            connection.execute(drop.format(sql.Identifier(name)))
+
+
+def _renamed(url: str, name: str) -> str:
+    known = conninfo_to_dict(url).get("dbname")
+    head, _, tail = url.partition("?")
+    head = head.removesuffix(f"/{known}") if known else head.rstrip("/")
+    return f"{head}/{name}{'?' if tail else ''}{tail}"
+
+
+def _bench(connection: psycopg.Connection, rows: int) -> None:
+    version = connection.execute("SHOW server_version").fetchone()
+    _say(f"PostgreSQL {version and version[0]}, {rows:,} rows over {DAYS} days")
+    _prepare(connection)
+    _fill(connection, rows)
+    _compact(connection)
+    _sizes(connection)
+    for statement in ("VACUUM (ANALYZE)", "CHECKPOINT"):
+        connection.execute(statement)
+    _reads(connection)
+    for batch in (20_000, 500):
+        _writes(connection, batch)
+
+
+def _prepare(connection: psycopg.Connection) -> None:
+    connection.execute(
+        "INSERT INTO tenants (id, name, slug, description, status, settings)"
+        " SELECT ('00000000-0000-7000-8000-' || lpad(i::text, 12, '0'))::uuid, 'Bench ' || i,"
+        " 'bench-' || i, '', 'active', '{}' FROM generate_series(1, 200) i"
+    )
+    connection.execute(_CAST)
+    if not _has_time_index(connection):
+        # The edges of a window over all tenants are read by time.
+        _say("request_logs has no index on its time: a BRIN index is made for this run")
+        connection.execute(
+            "CREATE INDEX bench_request_time ON request_logs"
+            " USING brin (request_time) WITH (pages_per_range = 32, autosummarize = on)"
+        )
+
+
+def _has_time_index(connection: psycopg.Connection) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM pg_indexes WHERE tablename = 'request_logs'"
+        " AND (indexdef LIKE '%(request_time%' OR indexdef LIKE '%brin%')"
+    )
+    return found.fetchone() is not None
+
+
+def _fill(connection: psycopg.Connection, rows: int) -> None:
+    began = time.perf_counter()
+    # Some minutes past now, so that the log still ends after the measuring does.
+    span = connection.execute(
+        "SELECT now() - make_interval(days => %s), make_interval(secs => %s)",
+        [DAYS, (DAYS * 86_400 + 1_800) / rows],
+    ).fetchone()
+    assert span is not None  # noqa: S101  (a SELECT without FROM has one row)
+    for first in range(1, rows + 1, STEP):
+        last = min(rows, first + STEP - 1)
+        where = {"since": span[0], "apart": span[1], "first": first, "last": last}
+        connection.execute(_FILL, where)
+    seconds = time.perf_counter() - began
+    _say(f"filled in {seconds:.0f} s ({rows / seconds:,.0f} rows/s, made inside the server)")
+
+
+def _compact(connection: psycopg.Connection) -> None:
+    began, moved = time.perf_counter(), 0
+    while step := connection.execute("SELECT request_rollups_compact(50000)").fetchone():
+        if not step[0]:
+            break
+        moved += step[0]
+    seconds = time.perf_counter() - began
+    _say(f"{moved:,} deltas moved in {seconds:.1f} s ({moved / max(seconds, 1e-9):,.0f}/s)")
+
+
+def _sizes(connection: psycopg.Connection) -> None:
+    for table in ("request_logs", "request_rollups", "request_usage", "request_users"):
+        found = connection.execute(
+            sql.SQL(
+                "SELECT (SELECT count(*) FROM {}), (SELECT pg_size_pretty(sum("
+                "pg_total_relation_size(relid))) FROM pg_partition_tree({}))"
+            ).format(sql.Identifier(table), sql.Literal(table))
+        ).fetchone()
+        if found and found[1] is None:  # not partitioned
+            size = sql.SQL("SELECT pg_size_pretty(pg_total_relation_size({}))")
+            plain = connection.execute(size.format(sql.Literal(table))).fetchone()
+            found = (found[0], plain and plain[0])
+        _say(f"  {table}: {found[0]:,} rows, {found[1]}" if found else table)
+
+
+def _reads(connection: psycopg.Connection) -> None:
+    _say("\nmilliseconds: median (best), shared buffers of one run")
+    found = {name: _measure(connection, name, query) for name, query in QUERIES.items()}
+    for hours, name in ((24, "(24)"), (720, "(720)")):
+        raw = _measure(connection, f"raw percentiles{name}", _RAW.format(hours=hours), repeats=3)
+        summary = found[f"get_request_performance_summary{name}"]
+        _say(f"  the summary{name} takes {100 * (1 - summary / raw):.1f} % less")
+
+
+def _measure(
+    connection: psycopg.Connection, name: str, query: str, *, repeats: int = REPEATS
+) -> float:
+    times = [_timed(lambda: connection.execute(query).fetchall()) for _ in range(repeats + 1)][1:]
+    plan = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}").fetchone()
+    top = plan[0][0]["Plan"] if plan else {}
+    buffers = top.get("Shared Hit Blocks", 0) + top.get("Shared Read Blocks", 0)
+    median = statistics.median(times)
+    _say(f"  {name}: {median:.1f} ({min(times):.1f}), {buffers:,} buffers")
+    return median
+
+
+def _writes(connection: psycopg.Connection, batch: int) -> None:
+    """COPY of one batch by one writer, in turns: bare table, with indexes, with rollups too."""
+    names = connection.execute(
+        "SELECT array_agg(attname ORDER BY attnum) FROM pg_attribute"
+        " WHERE attrelid = 'request_logs'::regclass AND attnum > 0 AND NOT attisdropped"
+        " AND attname NOT IN ('id', 'request_time')"
+    ).fetchone()
+    columns = sql.SQL(", ").join(map(sql.Identifier, names[0] if names else ()))
+    with connection.cursor() as cursor:
+        # As if all came in now, a millisecond apart; the ids of the end are not taken yet.
+        newest = sql.SQL(
+            "COPY (SELECT overlay(id::text PLACING 'f' FROM 1)::uuid,"
+            " now() - row_number() OVER () * interval '1 ms', {} FROM request_logs"
+            " ORDER BY request_time DESC LIMIT {}) TO STDOUT"
+        )
+        with cursor.copy(newest.format(columns, batch)) as copy:
+            data = b"".join(bytes(block) for block in copy)
+        cursor.execute("CREATE TABLE IF NOT EXISTS bench_bare (LIKE request_logs)")
+    copies = {
+        table: sql.SQL("COPY {} (id, request_time, {}) FROM STDIN").format(
+            sql.Identifier(table), columns
+        )
+        for table in ("bench_bare", "request_logs")
+    }
+    arms = (("bench_bare", False), ("request_logs", False), ("request_logs", True))
+    times: dict[tuple[str, bool], list[float]] = {arm: [] for arm in arms}
+    for _ in range(12 if batch > 1_000 else 100):
+        for table, counted in arms:
+            took = _copied(connection, copies[table], data, counted=counted)
+            times[table, counted].append(took)
+    bare, plain, full = (statistics.median(times[arm]) for arm in arms)
+    _say(
+        f"\nCOPY of {batch:,} rows, ms: bare {bare:.1f}, with indexes {plain:.1f}, with rollups"
+        f" {full:.1f}: {1000 * (full - plain) / batch:.1f} µs a row for the rollups,"
+        f" {batch / full * 1000:,.0f} rows/s, {bare / full:.2f} of the bare rate"
+    )
+
+
+def _copied(
+    connection: psycopg.Connection, statement: sql.Composed, data: bytes, *, counted: bool
+) -> float:
+    """Milliseconds of one COPY, rolled back; the trigger fires or not."""
+    with connection.transaction(force_rollback=True), connection.cursor() as cursor:
+        if not counted:
+            cursor.execute("SET LOCAL session_replication_role = replica")
+
+        def run() -> None:
+            with cursor.copy(statement) as copy:
+                copy.write(data)
+
+        return _timed(run)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1000
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    main()

@@ -1,0 +1,1 @@
+DROP FUNCTION request_log_part(uuid, timestamptz, timestamptz);

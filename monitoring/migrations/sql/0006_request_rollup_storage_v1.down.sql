@@ -1,0 +1,2 @@
+-- The tables go with their settings.
+SELECT 1;

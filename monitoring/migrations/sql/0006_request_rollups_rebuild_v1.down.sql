@@ -1,0 +1,1 @@
+DROP FUNCTION request_rollups_rebuild(date, date);
