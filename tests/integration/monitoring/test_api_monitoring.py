@@ -310,7 +310,8 @@ def test_a_tenants_summary_counts_its_own_calls(client, operator):
     assert own["total_requests"] == 3
     assert (own["successful_requests"], own["failed_requests"]) == (2, 1)
     assert own["error_rate"] == pytest.approx(1 / 3)
-    assert (own["avg_duration_ms"], own["p50_duration_ms"], own["max_duration_ms"]) == (30, 20, 60)
+    assert (own["avg_duration_ms"], own["max_duration_ms"]) == (30, 60)
+    assert own["p50_duration_ms"] == pytest.approx(20, rel=0.02)
     assert own["requests_per_minute"] == pytest.approx(3 / 120)
     everything = operator.get(PERFORMANCE, {"hours": 2}).json()
     assert everything["total_requests"] == 4
