@@ -36,7 +36,7 @@ __all__ = ["partition_table"]
 PLAIN = "_plain"  # the suffix of the old table and of its indexes, while both tables exist
 # Each partition of one transaction holds a dozen locks, and a server has some thousands: rows
 # that are older share one partition, which goes when its youngest row does.
-FINE = timedelta(days=200)
+FINE = timedelta(days=100)
 
 _INDEXES = """
     SELECT i.relname, x.indisprimary, pg_get_indexdef(i.oid)

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.db import connection
+from psycopg import sql
 
 from registry.audit import Actor
+from registry.db.partitions import read_partitions
 from registry.models import MCPServer
 from registry.services import server_register
 from tests.mcp_server import mcp_over_http
@@ -102,3 +104,17 @@ def test_a_senseless_concurrency_is_wrong_usage(environment):
 
 
 SECRETS = {"SECRET_KEY", "ENCRYPTION_KEYS"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_partitions_that_are_missing_are_made_at_the_start(environment):
+    *_, last = read_partitions(connection, "request_logs")
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(last.name)))
+    worker = start(environment)
+    try:
+        wait_for(lambda: last in read_partitions(connection, "request_logs"))
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.communicate(timeout=30)
+    assert worker.returncode == 0

@@ -9,9 +9,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg import sql
 
 from gateway import schema
 from registry.db import direct
+from registry.db.partitions import read_partitions
 
 pytestmark = pytest.mark.django_db(transaction=True)
 Limits = dict[str, str]
@@ -93,3 +95,12 @@ def test_a_transaction_pooler_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(direct, "_backend", lambda _: 4711)
     with pytest.raises(CommandError, match="set DATABASE_DIRECT_URL"):
         call_command("init_db")
+
+
+def test_partitions_of_the_logs_are_made(capsys: Any) -> None:
+    *_, last = read_partitions(connection, "audit_logs")
+    with connection.cursor() as cursor:
+        cursor.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(last.name)))
+    call_command("init_db")
+    assert "Partitions of the logs: 1 made." in capsys.readouterr().out
+    assert last in read_partitions(connection, "audit_logs")
