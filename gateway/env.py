@@ -19,6 +19,7 @@ __all__ = [
     "cache",
     "database",
     "fernet_keys",
+    "folder",
     "load_env_file",
     "log_format",
     "log_level",
@@ -81,6 +82,16 @@ def natural(raw: str) -> int:
     if not raw.strip().isdecimal():
         raise ValueError(f"'{raw}' is not a whole number from 0.")
     return int(raw)
+
+
+def folder(raw: str) -> Path:
+    """An absolute path that is a folder, or nothing yet."""
+    found = Path(raw)
+    if not found.is_absolute():
+        raise ValueError(f"'{raw}' is not an absolute path; write /var/lib/mcp-gateway/spool.")
+    if found.exists() and not found.is_dir():
+        raise ValueError(f"'{raw}' is not a folder; name another path.")
+    return found
 
 
 def log_level(raw: str) -> str:

@@ -38,6 +38,9 @@ GATEWAY_MAX_REQUEST_BYTES = env.read("GATEWAY_MAX_REQUEST_BYTES", env.positive_i
 GATEWAY_UPGRADE_PLAIN_KEYS = env.read("GATEWAY_UPGRADE_PLAIN_KEYS", env.truth, default=True)
 # Addresses of reverse proxies whose X-Forwarded-For is believed.
 GATEWAY_TRUSTED_PROXIES: list[env.Network] = env.read("GATEWAY_TRUSTED_PROXIES", env.networks, [])
+# Log rows while PostgreSQL is away, and audit rows until it has them.
+GATEWAY_SPOOL_DIR = env.read("GATEWAY_SPOOL_DIR", env.folder, LOCAL_DIR / "spool")
+GATEWAY_SPOOL_MAX_BYTES = env.read("GATEWAY_SPOOL_MAX_BYTES", env.positive_int, 512 * 2**20)
 # A check waits this long for a server; above the second figure it calls the server degraded.
 GATEWAY_HEALTH_TIMEOUT_MS = env.read("GATEWAY_HEALTH_TIMEOUT_MS", env.positive_int, 10_000)
 GATEWAY_HEALTH_SLOW_MS = env.read("GATEWAY_HEALTH_SLOW_MS", env.positive_int, 2000)

@@ -26,7 +26,7 @@ from gateway.proxy.headers import request_headers, response_headers
 from gateway.proxy.message import InvalidMessage, Message, check_headers, parse_message
 from gateway.proxy.route import Route, find_route
 from gateway.proxy.upstream import Upstream, invalid_answer
-from monitoring.logwriter import RequestRow, storable
+from monitoring.logwriter import Denial, RequestRow, storable
 from registry.db.encryption import DecryptionError, decrypt_json
 from registry.db.ids import uuid7
 from security.access import Call, decide
@@ -38,7 +38,7 @@ from security.authentication import (
     refuse_unknown_key,
 )
 from security.lookup import FoundKey
-from security.refusals import Refusal
+from security.refusals import Reason, Refusal
 
 if TYPE_CHECKING:
     from gateway.proxy.plane import DataPlane
@@ -71,6 +71,8 @@ BODY_SECONDS = 30.0
 DATABASE_SECONDS = 5.0
 PARSE_INLINE_BYTES = 64 * 1024
 NAME_LENGTH = 255
+# What the audit log remembers: all that access control and the limits refuse.
+DENIALS = frozenset(Reason) | {"origin_not_allowed"}
 # In a header's value: what no client may be sent.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # A route that was read before a wait as long as this is read again (milliseconds).
@@ -449,6 +451,8 @@ class Exchange:
     async def _fail(self, failure: Failure) -> None:
         status = self.row.status_code if self.answered else failure.status
         self._note(status, failure.reason, failure.message)
+        if failure.reason in DENIALS:
+            self._deny(failure)
         if self.answered:
             # The head is out. The body is left unended, so that the server cuts the connection
             # and the caller does not take a half for the whole.
@@ -500,6 +504,32 @@ class Exchange:
     def _note(self, status: int, error_type: str, message: str) -> None:
         self.row.status_code = self.row.status_code if self.answered else status
         self.row.error_type, self.row.error_message = error_type, message
+
+    def _deny(self, failure: Failure) -> None:
+        """Leave the refusal for the audit log; of a key nothing but its prefix."""
+        row = self.row
+        key = presented_key(
+            authorization=self.headers.get("authorization", ""),
+            x_api_key=self.headers.get("x-api-key", ""),
+        )
+        self.plane.log.deny(
+            Denial(
+                reason=failure.reason,
+                message=failure.message,
+                method=row.rpc_method,
+                tool=row.tool_name,
+                server=self.slug[:NAME_LENGTH],
+                server_id=row.target_server_id,
+                tenant_id=row.tenant_id,
+                user_id=row.user_id,
+                api_key_id=row.api_key_id,
+                key_prefix="" if isinstance(key, Refusal) else key.prefix,
+                request_id=self.request_id,
+                ip_address=row.ip_address,
+                user_agent=self.headers.get("user-agent", ""),
+            ),
+            at=now(),
+        )
 
     def _log(self) -> None:
         row = self.row

@@ -54,7 +54,7 @@ class DataPlane:
         self.breaker = BreakerClient(self._orm)
         self.pool = async_pool(max_size=POOL_SIZE, timeout=POOL_WAIT_SECONDS)
         await self.pool.open()
-        self.log = LogWriter(self.pool)
+        self.log = LogWriter(self.pool, gauges=self.upstreams.connections)
         self.log.start()
         self._tasks = [
             asyncio.create_task(_every(GAUGE_SECONDS, self._write_gauges), name="gauges"),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import aiohttp
 
@@ -150,6 +151,11 @@ class Upstreams:
 
     def all(self) -> list[Upstream]:
         return list(self._by_server.values())
+
+    def connections(self, server_id: UUID) -> tuple[int, int] | None:
+        """A server's connections in use and the most there may be; None without traffic."""
+        upstream = self._by_server.get(server_id)
+        return (upstream.active, upstream.route.pool_max_size) if upstream else None
 
     async def close_idle(self) -> None:
         """Forget servers without traffic, so that memory follows use."""

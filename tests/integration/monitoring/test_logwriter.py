@@ -46,7 +46,7 @@ def test_rows_that_postgresql_cannot_take_are_dropped_alone_and_counted():
 
     writer = written(put)
     assert set(RequestLog.objects.values_list("id", flat=True)) == {item.id for item in rows}
-    assert writer.dropped == len(bad)
+    assert (writer.refused, writer.dropped) == (len(bad), 0)
 
 
 def test_a_batch_that_was_written_already_is_not_written_twice_and_holds_nothing_up():
@@ -54,7 +54,7 @@ def test_a_batch_that_was_written_already_is_not_written_twice_and_holds_nothing
 
     async def put(writer: LogWriter) -> None:
         writer.put(first)
-        await writer._flush()
+        await writer._round()
         writer.put(first)  # the answer to its COMMIT was lost, so it is tried again
         writer.put(second)
 

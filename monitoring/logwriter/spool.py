@@ -1,0 +1,283 @@
+"""Rows on disk: those that PostgreSQL could not take yet, and audit rows until it has them.
+
+    FOLDER/spool.lock             held for the moments in which processes come and are inherited
+    FOLDER/<process>.lock         held as long as the process lives
+    FOLDER/<process>-<n>.spool    segments: framed records, appended, read back whole, removed
+    FOLDER/<process>-<n>.refused  audit rows that PostgreSQL refused, for a person to look at
+
+A process is a random token, never used again. Whose lock is free has ended, however it ended:
+the next process renames its segments to names of its own. All of this is blocking file work; but
+for `append` of a few hundred bytes it belongs into a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from monitoring.logwriter.rows import TABLES, Batch
+from registry.db.filelock import lock_alone, locked, open_lock
+from registry.db.ids import uuid7
+
+__all__ = ["Damage", "Segment", "Spool", "SpoolFull", "frame", "records"]
+
+logger = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 8 * 2**20
+RECORD_LINES = 500  # what one damaged record can cost
+BATCH_LINES = 20_000
+
+# The first and last byte never occur in UTF-8, so a record's content cannot look like a start.
+MAGIC = b"\xffLG\xfe"
+_HEAD = struct.Struct("<4sII")  # magic, length and CRC-32 of what follows
+
+
+class SpoolFull(Exception):
+    """The rows would take the spool past its bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes of a segment that are no record: the end of a crash, or worse."""
+
+    offset: int
+    length: int
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """One file of records."""
+
+    path: Path
+    size: int = 0
+
+
+def frame(content: bytes) -> bytes:
+    """A record: content with its length and checksum before it."""
+    return _HEAD.pack(MAGIC, len(content), zlib.crc32(content)) + content
+
+
+def records(data: bytes) -> Iterator[bytes | Damage]:
+    """The contents of a segment's records in order; what is unreadable is told and passed over."""
+    at = 0
+    while at < len(data):
+        content = _content(data, at)
+        if content is not None:
+            yield content
+            at += _HEAD.size + len(content)
+            continue
+        start = data.find(MAGIC, at + 1)
+        end = len(data) if start < 0 else start
+        yield Damage(at, end - at)
+        at = end
+
+
+def _content(data: bytes, at: int) -> bytes | None:
+    if len(data) - at < _HEAD.size:
+        return None
+    magic, length, checksum = _HEAD.unpack_from(data, at)
+    content = data[at + _HEAD.size : at + _HEAD.size + length]
+    whole = magic == MAGIC and len(content) == length
+    return content if whole and zlib.crc32(content) == checksum else None
+
+
+class Spool:
+    """The segments of one process, and those it inherits. `pending` are closed, oldest first."""
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self.pending: deque[Segment] = deque()
+        self._token = uuid7().hex
+        self._numbers = count(1)
+        self._open: dict[str, tuple[Segment, int]] = {}  # by purpose: segment and descriptor
+
+    # ------------------------------------------------------------ coming and going
+
+    def open(self) -> None:
+        """Make the folder and say that this process lives. OSError if the folder is unusable."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with locked(self._gate):
+            self._alive = open_lock(self._lock_of(self._token))
+            lock_alone(self._alive)
+
+    def close(self) -> int:
+        """Leave; returns how many segments stay for the next process. `inherit` takes them."""
+        for purpose in list(self._open):
+            self.seal(purpose, sync=True)
+        with locked(self._gate):
+            if not self.pending:
+                self._lock_of(self._token).unlink(missing_ok=True)
+            self._alive.close()
+        return len(self.pending)
+
+    def inherit(self) -> int:
+        """Take over the segments of processes that have ended; returns how many."""
+        before = len(self.pending)
+        with locked(self._gate):
+            for token in sorted(self._tokens() - {self._token}):
+                lock = self._lock_of(token)
+                with open_lock(lock) as file:
+                    if lock_alone(file):
+                        self._take(token)
+                        lock.unlink()
+        return len(self.pending) - before
+
+    def _take(self, token: str) -> None:
+        for path in sorted(self.folder.glob(f"{token}-*.spool")):
+            mine = self._new_path()
+            path.rename(mine)
+            self.pending.append(Segment(mine, mine.stat().st_size))
+
+    def _tokens(self) -> set[str]:
+        locks = {path.stem for path in self.folder.glob("*.lock")} - {"spool"}
+        return locks | {path.stem.partition("-")[0] for path in self.folder.glob("*.spool")}
+
+    @property
+    def _gate(self) -> Path:
+        return self.folder / "spool.lock"
+
+    def _lock_of(self, token: str) -> Path:
+        return self.folder / f"{token}.lock"
+
+    def _new_path(self, suffix: str = "spool") -> Path:
+        return self.folder / f"{self._token}-{next(self._numbers):08d}.{suffix}"
+
+    # ------------------------------------------------------------ writing
+
+    def append(self, purpose: str, batch: Batch) -> None:
+        """Add a batch's rows to the open segment of a purpose; after that kill -9 cannot hurt."""
+        segment, descriptor = self._segment(purpose)
+        for at in range(0, len(batch.lines), RECORD_LINES):
+            record = frame(_packed(batch, batch.lines[at : at + RECORD_LINES]))
+            segment.size += len(record)
+            _write_all(descriptor, record)
+        if segment.size >= SEGMENT_BYTES:
+            self.seal(purpose, sync=True)
+
+    def save(self, purpose: str, batch: Batch, *, bound: bool = True) -> None:
+        """`append`, on the disk itself afterwards; SpoolFull if that would be past the bound."""
+        if bound and self.bytes() + sum(map(len, batch.lines)) > self.max_bytes:
+            raise SpoolFull
+        self.append(purpose, batch)
+        self.sync(purpose)
+
+    def sync(self, purpose: str) -> None:
+        if purpose in self._open:
+            os.fsync(self._open[purpose][1])
+
+    def seal(self, purpose: str, *, sync: bool = False) -> None:
+        """Close a purpose's segment, if it has one, and count it among the pending."""
+        segment, descriptor = self._open.pop(purpose, (None, -1))
+        if segment is None:
+            return
+        self.pending.append(segment)
+        try:
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def set_aside(self, batch: Batch) -> Path:
+        """Keep rows that nobody will try again; returns where."""
+        path = self._new_path("refused")
+        descriptor = _create(path)
+        try:
+            _write_all(descriptor, frame(_packed(batch, batch.lines)))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return path
+
+    def bytes(self) -> int:
+        """The size of everything in the folder, all processes' segments together."""
+        return sum(_size(path) for path in self.folder.glob("*.spool"))
+
+    def _segment(self, purpose: str) -> tuple[Segment, int]:
+        if purpose not in self._open:
+            path = self._new_path()
+            self._open[purpose] = Segment(path), _create(path)
+        return self._open[purpose]
+
+    # ------------------------------------------------------------ reading
+
+    def read(self, segment: Segment) -> list[Batch]:
+        """A segment's rows in batches. Of two versions of a row, by its id, the later counts."""
+        found: dict[tuple[str, tuple[str, ...]], dict[bytes, bytes]] = {}
+        for record in records(segment.path.read_bytes()):
+            if isinstance(record, Damage):
+                _tell_damage(segment, record)
+                continue
+            table, columns, lines = _unpacked(record)
+            if table not in TABLES or not set(columns) <= set(TABLES[table].columns):
+                self._keep_foreign(segment, table)
+                continue
+            rows = found.setdefault((table, columns), {})
+            rows.update((line.partition(b"\t")[0], line) for line in lines)
+        return [
+            Batch(TABLES[table], columns, lines[at : at + BATCH_LINES])
+            for (table, columns), rows in found.items()
+            for lines in [list(rows.values())]
+            for at in range(0, len(lines), BATCH_LINES)
+        ]
+
+    def _keep_foreign(self, segment: Segment, table: str) -> None:
+        kept = segment.path.with_suffix(".refused")
+        if not kept.exists():
+            os.link(segment.path, kept)
+        logger.error(
+            "spool: rows of '%s' were written by another version of this program and cannot be "
+            "loaded; they stay in %s. Rename it to .spool under the version that wrote it.",
+            table,
+            kept,
+        )
+
+    def remove(self, segment: Segment) -> None:
+        """Forget a pending segment: its rows are in their tables, or in another segment."""
+        segment.path.unlink(missing_ok=True)
+        self.pending.remove(segment)
+
+
+def _packed(batch: Batch, lines: list[bytes]) -> bytes:
+    """A record's content: the table and the columns on a line, then the rows' lines."""
+    head = f"{batch.table.name}\t{','.join(batch.columns)}\n".encode()
+    return b"".join([head, *lines])
+
+
+def _unpacked(content: bytes) -> tuple[str, tuple[str, ...], list[bytes]]:
+    head, *lines = content.split(b"\n")[:-1]
+    table, _, columns = head.decode().partition("\t")
+    return table, tuple(columns.split(",")), [line + b"\n" for line in lines]
+
+
+def _tell_damage(segment: Segment, damage: Damage) -> None:
+    logger.error(
+        "spool: %d bytes at %d of %s are no whole record and are passed over: what was being "
+        "written when a process was killed, or a damaged disk",
+        damage.length,
+        damage.offset,
+        segment.path.name,
+    )
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # loaded and removed meanwhile
+        return 0

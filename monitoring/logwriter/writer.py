@@ -1,0 +1,369 @@
+"""The task that takes rows from the calls to their tables. See the package's notes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+import psycopg
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.utils.timezone import now
+
+from monitoring.logwriter.denials import WINDOW_SECONDS, Denial, Denials
+from monitoring.logwriter.metrics import Connections, ServerSums
+from monitoring.logwriter.rows import AUDIT_LOGS, AuditRow, Batch, MetricRow, RequestRow, Row, Table
+from monitoring.logwriter.spool import Segment, Spool, SpoolFull
+from monitoring.logwriter.store import Later, NoPartition, Refused, Store, Unavailable
+from registry.db.pool import Pool
+
+__all__ = ["LogWriter", "Status", "default_folder"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FLUSH_SECONDS = 0.5
+BATCH_ROWS = 20_000
+BATCH_SECONDS = 10.0  # for PostgreSQL to take one batch
+SLICE_ROWS = 200  # made into lines before other tasks of the event loop have their turn
+MAX_WAITING = 100_000
+STOP_SECONDS = 5.0
+LONGEST_PAUSE = 5.0  # between tries while PostgreSQL is away
+LOADS_A_ROUND = 4  # segments, so that new rows do not wait for a long backlog
+MINUTE = WINDOW_SECONDS
+
+# The spool's open segments, by what has to happen before they are loaded.
+AUDIT = "audit"  # nothing: the journal of audit rows
+HELD = "held"  # the minute's end
+AWAY = "away"  # PostgreSQL's return
+LATER = "later"  # somebody makes a partition, a table or a grant
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a writer has done and has before it: rows, and bytes of the whole machine's spool."""
+
+    written: int
+    waiting: int
+    dropped: int
+    refused: int
+    spooled_bytes: int
+    available: bool
+
+
+def default_folder() -> Path:
+    """Below GATEWAY_SPOOL_DIR one folder a database, so that no other one gets the rows."""
+    where = connections["default"].settings_dict
+    named = "\n".join(str(where[part]) for part in ("HOST", "PORT", "NAME"))
+    digest = sha256(named.encode()).hexdigest()[:16]
+    return Path(settings.GATEWAY_SPOOL_DIR) / digest
+
+
+class LogWriter:
+    """Gathers rows and copies them; `start` and `stop` belong to the process's life.
+
+    All methods are for the event loop that `start` is called in.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        folder: Path | None = None,
+        max_bytes: int | None = None,
+        gauges: Connections | None = None,
+    ) -> None:
+        self._pool, self._store = pool, Store(pool)
+        self._spool = Spool(
+            folder or default_folder(),
+            max_bytes=max_bytes or settings.GATEWAY_SPOOL_MAX_BYTES,
+        )
+        self._gauges = gauges
+        self._denials = Denials(put=self.journal, hold=self._hold)
+        self._sums = ServerSums()
+        self._waiting: deque[Row] = deque()
+        self._batches: deque[Batch] = deque()  # made into lines, not yet written
+        self._files = ThreadPoolExecutor(1, "spool")  # one thread: file work keeps its order
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._pause = FLUSH_SECONDS
+        self._away_until = 0.0
+        self._minute_began = time.monotonic()
+        self._dropped_told = 0
+        self._later_told = -MINUTE
+        self.written = self.dropped = self.refused = 0
+
+    @property
+    def status(self) -> Status:
+        """Reads the spool folder: for a page or a scrape, not for each call."""
+        return Status(
+            written=self.written,
+            waiting=len(self._waiting) + sum(len(batch.lines) for batch in self._batches),
+            dropped=self.dropped,
+            refused=self.refused,
+            spooled_bytes=self._spool.bytes(),
+            available=not self._is_away(),
+        )
+
+    # ------------------------------------------------------------ what callers leave
+
+    def put(self, row: RequestRow | MetricRow) -> None:
+        """Take a row. Past the bound the oldest is dropped and counted, never silently."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting.popleft()
+            self.dropped += 1
+        self._waiting.append(row)
+        if len(self._waiting) == BATCH_ROWS:
+            self._wake.set()
+
+    def journal(self, row: AuditRow) -> None:
+        """Take an audit row: it outlives this process from here on."""
+        self._to_file(AUDIT, row)
+
+    def deny(self, denial: Denial, *, at: datetime) -> None:
+        """Take a refused call; repetitions become one row a minute."""
+        self._denials.note(denial, at=at)
+
+    def _hold(self, row: AuditRow) -> None:
+        self._to_file(HELD, row)
+
+    def _to_file(self, purpose: str, row: AuditRow) -> None:
+        """One write of some hundred bytes into the page cache: too short for a thread."""
+        try:
+            self._spool.append(purpose, Batch.of(row.table, [row.line()]))
+        except OSError as error:
+            logger.error(  # noqa: TRY400  (one line)
+                "audit row %s cannot be journalled and waits in memory: %s. "
+                "Make room in GATEWAY_SPOOL_DIR.",
+                row.id,
+                error,
+            )
+            if purpose == AUDIT:  # a held row is in memory anyway, and comes again
+                self._waiting.append(row)
+
+    # ------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Open the spool and start the task; ImproperlyConfigured if the folder is unusable."""
+        try:
+            self._spool.open()
+            self._spool.inherit()
+        except OSError as error:
+            raise ImproperlyConfigured(
+                f"GATEWAY_SPOOL_DIR: {self._spool.folder} cannot be used ({error.strerror}); "
+                "name a folder that this user may write."
+            ) from None
+        self._task = asyncio.create_task(self._run(), name="log-writer")
+
+    async def stop(self) -> None:
+        """Write what waits, for five seconds at most; the rest goes to the spool."""
+        if self._task is None:
+            return
+        self._stopping = True
+        self._wake.set()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._task, STOP_SECONDS)
+        await self._make_lines()
+        await self._keep_batches()
+        left = await self._in_thread(self._spool.close)
+        self._files.shutdown()
+        if left:
+            logger.warning(
+                "log rows wait in %s (%d files): the next gateway process loads them",
+                self._spool.folder,
+                left,
+            )
+        lost = self.dropped + sum(len(batch.lines) for batch in self._batches)
+        if lost:
+            logger.error("log rows lost since the start: %d", lost)
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), FLUSH_SECONDS)
+            self._wake.clear()
+            stopping = self._stopping
+            try:
+                await self._round(stopping=stopping)
+            except Exception:
+                # Whatever it is, the task must live: without it rows gather until they are lost.
+                logger.exception("the log writer failed and goes on (%s)", self.status)
+            if stopping:
+                return
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._files, work)
+
+    # ------------------------------------------------------------ a round
+
+    async def _round(self, *, stopping: bool = False) -> None:
+        """Everything that waits, to PostgreSQL if it is there, else to the spool."""
+        await self._make_lines()
+        if stopping or time.monotonic() - self._minute_began >= MINUTE:
+            await self._end_minute()
+        if self._is_away() and not stopping:
+            await self._keep_batches()
+            return
+        try:
+            await self._write_all(stopping=stopping)
+        except Unavailable as error:
+            await self._went_away(error)
+        else:
+            self._pause, self._away_until = FLUSH_SECONDS, 0.0
+
+    async def _make_lines(self) -> None:
+        """What waits becomes batches of lines, in slices: calls go on in between."""
+        filling: dict[Table, Batch] = {}
+        waiting = len(self._waiting)
+        while waiting > 0:
+            for _ in range(min(SLICE_ROWS, len(self._waiting))):
+                self._make_line(self._waiting.popleft(), filling)
+            waiting -= SLICE_ROWS
+            await asyncio.sleep(0)
+
+    def _make_line(self, row: Row, filling: dict[Table, Batch]) -> None:
+        try:
+            line = row.line()
+        except Exception:
+            self.refused += 1
+            logger.exception("%s row %s is not fit to be written", row.table.name, row.id)
+            return
+        if isinstance(row, RequestRow):
+            self._sums.add(row)
+        batch = filling.get(row.table)
+        if batch is None or len(batch.lines) >= BATCH_ROWS:
+            batch = filling[row.table] = Batch.of(row.table, [])
+            self._batches.append(batch)
+        batch.lines.append(line)
+
+    async def _write_all(self, *, stopping: bool) -> None:
+        """New rows, then some of what waits in files; all of it when this is the last round."""
+        while self._batches:
+            await self._write(self._batches[0])
+            self._batches.popleft()
+        for purpose in (AUDIT, AWAY):
+            self._spool.seal(purpose)
+        pending = len(self._spool.pending)
+        for _ in range(pending if stopping else min(pending, LOADS_A_ROUND)):
+            await self._load(self._spool.pending[0])
+        if self._spool.pending:
+            self._wake.set()
+
+    async def _load(self, segment: Segment) -> None:
+        for batch in await self._in_thread(partial(self._spool.read, segment)):
+            await self._write(batch, from_spool=True)
+        await self._in_thread(partial(self._spool.remove, segment))
+
+    async def _write(self, batch: Batch, *, from_spool: bool = False) -> None:
+        """Have a batch written; halve it where PostgreSQL refuses a row, until that is alone."""
+        pieces = [batch]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                await self._store.write(piece, seconds=BATCH_SECONDS)
+                self.written += len(piece.lines)
+            except Later as error:
+                days = piece.days() if isinstance(error, NoPartition) else [piece]
+                if len(days) > 1:
+                    pieces += days
+                else:
+                    await self._postpone(piece, error, from_spool=from_spool)
+            except Refused as error:
+                if len(piece.lines) > 1:
+                    pieces += piece.halves()
+                else:
+                    await self._refuse(piece, error)
+
+    async def _end_minute(self) -> None:
+        at, ended = now(), time.monotonic()
+        seconds, self._minute_began = ended - self._minute_began, ended
+        self._waiting += self._sums.rows(at=at, seconds=seconds, connections=self._gauges)
+        for row in self._denials.close_window():
+            self._hold(row)
+        self._spool.seal(HELD)
+        self._spool.seal(LATER)
+        self._tell_dropped(at)
+        await self._in_thread(self._spool.inherit)
+        await self._make_lines()
+
+    def _tell_dropped(self, at: datetime) -> None:
+        """Where the rows are missed, a row says how many: in the audit log, once a minute."""
+        count, self._dropped_told = self.dropped - self._dropped_told, self.dropped
+        if count:
+            logger.error("log rows dropped in the last minute: %d", count)
+            details = {"count": count, "spool_max_bytes": self._spool.max_bytes}
+            self.journal(
+                AuditRow(timestamp=at, action="request_log.drop", details=details, success=False)
+            )
+
+    # ------------------------------------------------------------ when it does not go well
+
+    def _is_away(self) -> bool:
+        return time.monotonic() < self._away_until
+
+    async def _went_away(self, error: Unavailable) -> None:
+        """Keep the rows, and ask less and less often."""
+        if self._away_until == 0.0:
+            logger.warning("PostgreSQL does not take log rows, they go to files: %s", error)
+        self._pause = min(LONGEST_PAUSE, self._pause * 2)
+        self._away_until = time.monotonic() + self._pause
+        await self._keep_batches()
+        # Connections of before are dead: without this each of them costs a try.
+        with contextlib.suppress(psycopg.Error, TimeoutError):
+            await asyncio.wait_for(self._pool.check(), self._pause)
+
+    async def _keep_batches(self) -> None:
+        """What was not written goes to the spool; journalled rows of earlier rounds to the disk."""
+        with contextlib.suppress(OSError):
+            await self._in_thread(partial(self._spool.sync, AUDIT))
+        while self._batches and await self._keep(AWAY, self._batches[0]):
+            self._batches.popleft()
+
+    async def _keep(self, purpose: str, batch: Batch, *, from_spool: bool = False) -> bool:
+        """Save a batch, or drop it past the bound; False if its rows must stay in memory."""
+        bound = not from_spool and batch.table is not AUDIT_LOGS
+        try:
+            await self._in_thread(partial(self._spool.save, purpose, batch, bound=bound))
+        except (SpoolFull, OSError) as error:
+            if not bound:
+                logger.error("log rows cannot be kept in the spool: %s", error)  # noqa: TRY400
+                return False
+            if isinstance(error, OSError):
+                logger.error("log rows are dropped, the spool fails: %s", error)  # noqa: TRY400
+            self.dropped += len(batch.lines)
+        return True
+
+    async def _postpone(self, batch: Batch, error: Later, *, from_spool: bool) -> None:
+        if time.monotonic() - self._later_told >= MINUTE:
+            self._later_told = time.monotonic()
+            cure = (
+                "partitions are missing, `run_maintenance` makes them"
+                if isinstance(error, NoPartition)
+                else "run `init_db`, or grant what is missing"
+            )
+            logger.error("log rows wait in files (%s): %s", cure, error)
+        if not await self._keep(LATER, batch, from_spool=from_spool):
+            raise Unavailable("the spool takes no rows either")
+
+    async def _refuse(self, batch: Batch, error: Refused) -> None:
+        """One row that no try will get in: counted, told, and an audit row kept aside."""
+        self.refused += 1
+        id_ = batch.lines[0].partition(b"\t")[0].decode()
+        logger.error("%s row %s refused: %s", batch.table.name, id_, error)
+        if batch.table is AUDIT_LOGS:
+            kept = await self._in_thread(partial(self._spool.set_aside, batch))
+            logger.error("the refused audit row is kept in %s", kept)
