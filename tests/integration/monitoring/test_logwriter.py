@@ -1,20 +1,37 @@
-"""The log writer over a real PostgreSQL: what is refused costs its own row and no other."""
+"""The log writer over a real PostgreSQL that refuses, goes away, and loses answers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 from django.utils.timezone import now
 
-from monitoring.logwriter import LogWriter, RequestRow
-from monitoring.models import RequestLog
+from monitoring.logwriter import AuditRow, Denial, LogWriter, MetricRow, RequestRow, writer
+from monitoring.logwriter.rows import Batch
+from monitoring.logwriter.spool import Spool
+from monitoring.models import AuditLog, RequestLog
 from registry.db.ids import uuid7
-from registry.db.pool import async_pool
+from registry.db.pool import Pool, async_pool
+from registry.models import ServerMetric
+from tests.pgproxy import PgProxy, pg_proxy, pool_through
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+ROOT = Path(__file__).resolve().parents[3]
+Work = Callable[[LogWriter], Coroutine[Any, Any, None]]
 
 
 def row(**changes: Any) -> RequestRow:
@@ -22,53 +39,490 @@ def row(**changes: Any) -> RequestRow:
     return RequestRow(**(fields | {"status_code": 200} | changes))
 
 
-def written(work: Callable[[LogWriter], Coroutine[Any, Any, None]]) -> LogWriter:
+def audit(**changes: Any) -> AuditRow:
+    return AuditRow(**({"timestamp": now(), "action": "test.note"} | changes))
+
+
+def denial(**changes: Any) -> Denial:
+    fields = {"reason": "invalid_credentials", "message": "No.", "ip_address": "203.0.113.9"}
+    return Denial(**(fields | changes))
+
+
+@asynccontextmanager
+async def running(pool: Pool, folder: Path, **options: Any) -> AsyncIterator[LogWriter]:
+    """A writer that is stopped at the end, whatever its pool leads to."""
+    await pool.open()
+    log = LogWriter(pool, folder=folder, **options)
+    log.start()
+    try:
+        yield log
+    finally:
+        await log.stop()
+        await pool.close(timeout=1)
+
+
+async def until(condition: Callable[[], Any], *, seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        await asyncio.sleep(0.02)
+
+
+def written(work: Work, folder: Path, pool: Pool | None = None, **options: Any) -> LogWriter:
+    """Run `work` with a writer; everything is written or spooled when it returns."""
+
     async def scenario() -> LogWriter:
-        pool = async_pool(max_size=2, timeout=2)
-        await pool.open()
-        writer = LogWriter(pool)
-        writer.start()
-        await work(writer)
-        await writer.stop()
-        await pool.close()
-        return writer
+        async with running(pool or async_pool(max_size=2, timeout=2), folder, **options) as log:
+            await work(log)
+        return log
 
     return asyncio.run(scenario())
 
 
-def test_rows_that_postgresql_cannot_take_are_dropped_alone_and_counted():
+def put(*rows: Any) -> Work:
+    async def work(log: LogWriter) -> None:
+        for item in rows:
+            (log.journal if isinstance(item, AuditRow) else log.put)(item)
+
+    return work
+
+
+def ids(model: Any) -> list[Any]:
+    return sorted(model.objects.values_list("id", flat=True))
+
+
+def sorted_ids(rows: list[Any]) -> list[Any]:
+    return sorted(item.id for item in rows)
+
+
+def spooled(folder: Path, suffix: str = "spool") -> list[Path]:
+    return sorted(folder.glob(f"*.{suffix}"))
+
+
+@pytest.fixture
+def proxy() -> Iterator[PgProxy]:
+    with pg_proxy() as running_proxy:
+        yield running_proxy
+
+
+# ---------------------------------------------------------------- what PostgreSQL refuses
+
+
+def test_rows_that_postgresql_cannot_take_are_left_out_alone_and_counted(tmp_path):
     rows = [row() for _ in range(5)]
     bad = [row(status_code=-1), row(ip_address="nonsense"), row(status_code=99_999)]
-
-    async def put(writer: LogWriter) -> None:
-        for item in (*rows[:2], bad[0], rows[2], bad[1], *rows[3:], bad[2]):
-            writer.put(item)
-
-    writer = written(put)
-    assert set(RequestLog.objects.values_list("id", flat=True)) == {item.id for item in rows}
-    assert (writer.refused, writer.dropped) == (len(bad), 0)
+    mixed = (*rows[:2], bad[0], rows[2], bad[1], *rows[3:], bad[2])
+    log = written(put(*mixed), tmp_path)
+    assert ids(RequestLog) == sorted_ids(rows)
+    assert (log.refused, log.dropped) == (len(bad), 0)
 
 
-def test_a_batch_that_was_written_already_is_not_written_twice_and_holds_nothing_up():
+def test_a_refused_audit_row_is_kept_aside(tmp_path):
+    good = audit()
+    log = written(put(audit(ip_address="nonsense"), good), tmp_path)
+    assert ids(AuditLog) == [good.id]
+    assert log.refused == 1
+    (kept,) = spooled(tmp_path, "refused")
+    assert b"nonsense" in kept.read_bytes()
+    assert spooled(tmp_path) == []
+
+
+def test_a_row_that_is_there_already_is_not_written_twice_and_holds_nothing_up(tmp_path):
     first, second = row(), row()
 
-    async def put(writer: LogWriter) -> None:
-        writer.put(first)
-        await writer._round()
-        writer.put(first)  # the answer to its COMMIT was lost, so it is tried again
-        writer.put(second)
+    async def work(log: LogWriter) -> None:
+        log.put(first)
+        await log._round()
+        log.put(first)
+        log.put(second)
 
-    writer = written(put)
-    assert RequestLog.objects.count() == 2
-    assert writer.dropped == 0
+    log = written(work, tmp_path)
+    assert ids(RequestLog) == sorted_ids([first, second])
+    assert (log.dropped, log.refused) == (0, 0)
 
 
-def test_texts_that_no_column_holds_are_made_to_fit():
-    async def put(writer: LogWriter) -> None:
-        writer.put(row(tool_name="a\0b" + "x" * 1000, error_message="\ud800", path="/" * 9999))
+def test_a_row_that_cannot_be_made_into_a_line_costs_no_other(tmp_path):
+    good = row()
+    log = written(put(row(path=7), good, row(request_metadata={"x": object()})), tmp_path)
+    assert ids(RequestLog) == [good.id]
+    assert log.refused == 2
 
-    written(put)
+
+def test_texts_that_no_column_holds_are_made_to_fit(tmp_path):
+    odd = row(tool_name="a\0b" + "x" * 1000, error_message="\ud800\t\\N\n", path="/" * 9999)
+    written(put(odd), tmp_path)
     saved = RequestLog.objects.get()
     assert saved.tool_name.startswith("abx")
     assert len(saved.tool_name) == 255
-    assert (saved.error_message, len(saved.path)) == ("?", 512)
+    assert (saved.error_message, len(saved.path)) == ("?\t\\N\n", 512)
+
+
+def test_all_three_kinds_of_rows_come_back_as_they_were_left(tmp_path):
+    id_ = uuid7()
+    call = row(tenant_id=id_, ip_address="2001:db8::1", queue_ms=0.25, request_metadata={"n": "ä"})
+    note = audit(details={"reason": "a\nb"}, user_agent="x\ty", success=False, api_key_id=id_)
+    metric = MetricRow(timestamp=now(), server_id=id_, error_rate=0.5, active_connections=3)
+    written(put(call, note, metric), tmp_path)
+    for model, left in ((RequestLog, call), (AuditLog, note), (ServerMetric, metric)):
+        saved = model.objects.get(pk=left.id)
+        for column in left.table.columns:
+            assert getattr(saved, column) == getattr(left, column), column
+
+
+@pytest.fixture
+def own_schema() -> Iterator[Callable[[str], None]]:
+    """A schema before the usual one, for tables of the same names that behave otherwise."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SCHEMA logwriter_test")
+        try:
+            yield cursor.execute
+        finally:
+            cursor.execute("DROP SCHEMA logwriter_test CASCADE")
+
+
+SEARCH_PATH = {"options": "-c search_path=logwriter_test,public"}
+PARTITIONED = """
+CREATE TABLE logwriter_test.request_logs (LIKE request_logs INCLUDING DEFAULTS)
+    PARTITION BY RANGE (request_time);
+ALTER TABLE logwriter_test.request_logs ADD PRIMARY KEY (id, request_time);
+CREATE TABLE logwriter_test.today PARTITION OF logwriter_test.request_logs
+    FOR VALUES FROM ('2026-03-01') TO ('2026-03-02');
+"""
+
+
+def test_rows_without_a_partition_wait_for_it_and_hold_up_no_others(
+    tmp_path, own_schema, proxy, caplog
+):
+    own_schema(PARTITIONED)
+    today = [row(request_time=f) for f in [now().replace(year=2026, month=3, day=1)] * 5]
+    later = [row(request_time=f) for f in [now().replace(year=2026, month=3, day=2)] * 5]
+    both = [item for pair in zip(today, later, strict=True) for item in pair]
+    log = written(put(*both), tmp_path, pool_through(proxy, **SEARCH_PATH))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM logwriter_test.request_logs")
+        assert cursor.fetchone() == (5,)
+    assert len(spooled(tmp_path)) == 1
+    assert "run_maintenance" in caplog.text
+    assert (log.dropped, log.refused) == (0, 0)
+    own_schema(
+        "CREATE TABLE logwriter_test.tomorrow PARTITION OF logwriter_test.request_logs"
+        " FOR VALUES FROM ('2026-03-02') TO ('2026-03-03')"
+    )
+    written(put(), tmp_path, pool_through(proxy, **SEARCH_PATH))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT id FROM logwriter_test.request_logs ORDER BY id")
+        assert [id_ for (id_,) in cursor.fetchall()] == sorted_ids(both)
+    assert spooled(tmp_path) == []
+
+
+WALLED = """
+CREATE TABLE logwriter_test.request_logs (LIKE request_logs INCLUDING ALL);
+ALTER TABLE logwriter_test.request_logs ENABLE ROW LEVEL SECURITY;
+CREATE POLICY anything ON logwriter_test.request_logs FOR INSERT WITH CHECK (status_code <> 555);
+"""
+
+
+def test_where_copy_is_refused_under_row_level_security_rows_are_inserted(
+    tmp_path, own_schema, proxy
+):
+    own_schema(WALLED)
+    name = f"logwriter_{uuid7().hex}"
+    own_schema(f"CREATE ROLE {name}")
+    own_schema(f"GRANT USAGE ON SCHEMA logwriter_test TO {name}")
+    own_schema(f"GRANT INSERT ON logwriter_test.request_logs TO {name}")
+    rows = [row(error_message="a\tb\\", request_metadata={"x": "\\N"}), *(row() for _ in range(9))]
+    bad = row(status_code=-1)
+    options = {"options": f"{SEARCH_PATH['options']} -c role={name}"}
+    try:
+        log = written(put(*rows, bad), tmp_path, pool_through(proxy, **options))
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT id FROM logwriter_test.request_logs ORDER BY id")
+            assert [id_ for (id_,) in cursor.fetchall()] == sorted_ids(rows)
+            cursor.execute(
+                "SELECT error_message, request_metadata->>'x' FROM logwriter_test.request_logs"
+                " WHERE id = %s",
+                [rows[0].id],
+            )
+            assert cursor.fetchone() == ("a\tb\\", "\\N")
+    finally:
+        own_schema(f"DROP OWNED BY {name}; DROP ROLE {name}")
+    assert (log.refused, log.dropped) == (1, 0)
+
+
+# ---------------------------------------------------------------- while PostgreSQL is away
+
+
+def test_rows_of_an_outage_are_loaded_afterwards_once_each(tmp_path, proxy):
+    rows, notes = [row() for _ in range(300)], [audit() for _ in range(20)]
+
+    async def work(log: LogWriter) -> None:
+        await put(*rows[:100], *notes[:5])(log)
+        await until(lambda: log.written == 105)
+        proxy.cut()
+        for at in range(100, 300, 50):
+            await put(*rows[at : at + 50])(log)
+            await log._round()
+        await put(*notes[5:])(log)
+        assert not log.status.available
+        assert log.status.waiting == 0
+        assert {stat.S_IMODE(path.stat().st_mode) for path in spooled(tmp_path)} == {0o600}
+        proxy.mend()
+        await until(lambda: log.status.spooled_bytes == 0)
+
+    log = written(work, tmp_path, pool_through(proxy))
+    assert ids(RequestLog) == sorted_ids(rows)
+    assert ids(AuditLog) == sorted_ids(notes)
+    assert log.dropped == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["spool.lock"]
+
+
+def test_what_cannot_be_written_at_the_end_waits_for_the_next_process(tmp_path, proxy, caplog):
+    rows, notes = [row() for _ in range(10)], [audit() for _ in range(3)]
+
+    async def work(log: LogWriter) -> None:
+        proxy.cut()
+        await put(*rows, *notes)(log)
+
+    written(work, tmp_path, pool_through(proxy))
+    assert RequestLog.objects.count() == AuditLog.objects.count() == 0
+    assert "the next gateway process loads them" in caplog.text
+    written(put(), tmp_path)
+    assert ids(RequestLog) == sorted_ids(rows)
+    assert ids(AuditLog) == sorted_ids(notes)
+
+
+def test_a_postgresql_that_does_not_answer_is_given_up_for_now(tmp_path, proxy, monkeypatch):
+    monkeypatch.setattr(writer, "BATCH_SECONDS", 0.3)
+    rows = [row() for _ in range(10)]
+
+    async def work(log: LogWriter) -> None:
+        proxy.hold_up()
+        await put(*rows)(log)
+        await until(lambda: log.status.spooled_bytes > 0, seconds=30)
+        assert not log.status.available
+        proxy.mend()
+        await until(lambda: log.status.spooled_bytes == 0, seconds=30)
+
+    written(work, tmp_path, pool_through(proxy))
+    assert ids(RequestLog) == sorted_ids(rows)
+
+
+def test_past_the_bound_request_rows_are_counted_and_audit_rows_kept(tmp_path, proxy):
+    rows, notes = [row() for _ in range(200)], [audit() for _ in range(100)]
+
+    async def work(log: LogWriter) -> None:
+        proxy.cut()
+        for at in range(0, 200, 10):
+            await put(*rows[at : at + 10], *notes[at // 2 : at // 2 + 5])(log)
+            await log._round()
+        assert log.dropped > 0
+        assert log.status.dropped == log.dropped
+        proxy.mend()
+        await until(lambda: log.status.spooled_bytes == 0)
+
+    log = written(work, tmp_path, pool_through(proxy), max_bytes=20_000)
+    assert RequestLog.objects.count() == 200 - log.dropped
+    kept = AuditLog.objects.filter(action="test.note").values_list("id", flat=True)
+    assert sorted(kept) == sorted_ids(notes)
+    (told,) = AuditLog.objects.filter(action="request_log.drop")
+    assert told.details["count"] == log.dropped
+
+
+def test_a_folder_that_cannot_be_used_is_said_at_the_start(tmp_path):
+    (tmp_path / "file").touch()
+
+    async def scenario() -> None:
+        LogWriter(async_pool(max_size=1, timeout=1), folder=tmp_path / "file").start()
+
+    with pytest.raises(ImproperlyConfigured, match="GATEWAY_SPOOL_DIR"):
+        asyncio.run(scenario())
+
+
+# ---------------------------------------------------------------- an answer that got lost
+
+
+@pytest.mark.parametrize("copies", [True, False], ids=["copy", "insert"])
+def test_a_commit_whose_answer_is_lost_counts_once(tmp_path, proxy, copies):
+    rows, notes = [row() for _ in range(50)], [audit() for _ in range(5)]
+
+    async def work(log: LogWriter) -> None:
+        log._store._copies = copies
+        proxy.lose_answer_to(b"COMMIT")
+        await put(*rows)(log)
+        await until(lambda: proxy.lost == 1)
+        await until(lambda: log.written >= 50)
+        proxy.lose_answer_to(b"COMMIT")
+        await put(*notes)(log)
+        await until(lambda: proxy.lost == 2)
+        await until(lambda: log.status.spooled_bytes == 0)
+
+    log = written(work, tmp_path, pool_through(proxy))
+    assert ids(RequestLog) == sorted_ids(rows)
+    assert ids(AuditLog) == sorted_ids(notes)
+    assert (log.dropped, log.refused) == (0, 0)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 4, 5])
+def test_a_lost_answer_to_a_piece_of_a_batch_loses_no_other_piece(tmp_path, proxy, piece):
+    """A batch with a bad row is cut up; whichever piece's answer is lost, the rest is right."""
+    rows = [row() for _ in range(16)]
+    mixed = [*rows[:11], row(status_code=-1), *rows[11:]]
+
+    async def work(log: LogWriter) -> None:
+        write, tries = log._store._write, []
+
+        async def losing(batch: Batch) -> None:
+            tries.append(len(batch.lines))
+            if len(tries) == piece:
+                proxy.lose_answer_to(b"COMMIT")
+            await write(batch)
+
+        log._store._write = losing  # type: ignore[method-assign]
+        await put(*mixed)(log)
+        await until(lambda: proxy.lost == 1)
+        await until(lambda: log.refused >= 1 and log.status.spooled_bytes == 0)
+
+    written(work, tmp_path, pool_through(proxy))
+    assert ids(RequestLog) == sorted_ids(rows)
+
+
+# ---------------------------------------------------------------- killed processes, left files
+
+KILLED = """
+import asyncio, sys
+import django
+django.setup()
+from django.utils.timezone import now
+from monitoring.logwriter import AuditRow, Denial, LogWriter
+from registry.db.pool import async_pool
+from pathlib import Path
+
+async def main():
+    pool = async_pool(max_size=1, timeout=1)
+    pool.kwargs = dict(pool.kwargs) | {"host": "127.0.0.1", "port": 1}
+    await pool.open()
+    log = LogWriter(pool, folder=Path(sys.argv[1]))
+    log.start()
+    number = 0
+    while True:
+        row = AuditRow(timestamp=now(), action="test.note")
+        log.journal(row)
+        log.deny(Denial(reason="key_expired", message="No.", ip_address="203.0.113.9"), at=now())
+        print(row.id, flush=True)
+        await asyncio.sleep(0.001)
+
+asyncio.run(main())
+"""
+
+
+def test_audit_rows_of_a_killed_process_are_loaded_once_by_the_next(tmp_path):
+    environment = os.environ | {"DJANGO_SETTINGS_MODULE": "gateway.settings"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    told = [process.stdout.readline().strip() for _ in range(300)]
+    process.send_signal(signal.SIGKILL)
+    told += process.stdout.read().split()
+    process.wait()
+    process.stdout.close()
+    written(put(), tmp_path)
+    notes = AuditLog.objects.filter(action="test.note")
+    found = {str(id_) for id_ in notes.values_list("id", flat=True)}
+    # One more may have been taken between the journal and the line that tells of it.
+    assert set(told) <= found
+    assert len(found) <= len(told) + 1
+    first, repeated = AuditLog.objects.filter(action="call.deny").order_by("timestamp")
+    assert (first.details["count"], repeated.details["count"]) == (1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["spool.lock"]
+
+
+def left_over(folder: Path, rows: list[Any]) -> None:
+    """What a process leaves that was killed: segments, and a lock that nobody holds."""
+    spool = Spool(folder, max_bytes=10**9)
+    spool.open()
+    for number, item in enumerate(rows):
+        spool.append("left", Batch.of(item.table, [item.line()]))
+        if number % 3 == 2:
+            spool.seal("left")
+    spool.close()
+
+
+def test_running_writers_that_race_for_left_files_load_them_once(tmp_path):
+    rows = [row() for _ in range(40)]
+    for at in range(0, 40, 10):
+        left_over(tmp_path, rows[at : at + 10])
+
+    async def scenario() -> int:
+        async with (
+            running(async_pool(max_size=2, timeout=5), tmp_path) as first,
+            running(async_pool(max_size=2, timeout=5), tmp_path) as second,
+        ):
+            await asyncio.gather(first._end_minute(), second._end_minute())
+            await until(lambda: first.written + second.written >= len(rows))
+        return first.written + second.written
+
+    assert asyncio.run(scenario()) == len(rows)
+    assert ids(RequestLog) == sorted_ids(rows)
+
+
+def test_a_segment_with_a_torn_end_and_a_damaged_middle_gives_all_else(tmp_path, caplog):
+    rows = [audit() for _ in range(9)]
+    left_over(tmp_path, rows)
+    first, second, _third = spooled(tmp_path)
+    first.write_bytes(first.read_bytes()[:-7])
+    data = bytearray(second.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    second.write_bytes(bytes(data))
+    written(put(), tmp_path)
+    assert ids(AuditLog) == sorted_ids([*rows[:2], rows[3], *rows[5:]])
+    assert caplog.text.count("no whole record") >= 2
+    assert spooled(tmp_path) == []
+
+
+def test_rows_of_another_version_are_kept_and_not_loaded(tmp_path, caplog):
+    left_over(tmp_path, [audit()])
+    spool = Spool(tmp_path, max_bytes=10**9)
+    spool.open()
+    batch = Batch.of(audit().table, [audit().line()])
+    spool.append("left", Batch(batch.table, (*batch.columns, "colour"), batch.lines))
+    spool.close()
+    written(put(), tmp_path)
+    assert AuditLog.objects.count() == 1
+    assert len(spooled(tmp_path, "refused")) == 1
+    assert "another version" in caplog.text
+
+
+# ---------------------------------------------------------------- denials and metrics
+
+
+def test_denials_are_one_row_at_once_and_one_with_the_count_at_the_end(tmp_path):
+    async def work(log: LogWriter) -> None:
+        for _ in range(100):
+            log.deny(denial(), at=now())
+        await log._round()
+        await log._round()
+        assert log.written == 1
+
+    written(work, tmp_path)
+    first, repeated = AuditLog.objects.order_by("timestamp")
+    assert (first.details["count"], repeated.details["count"]) == (1, 99)
+    assert (first.action, first.success, first.service_name) == ("call.deny", False, "proxy")
+
+
+def test_a_minute_of_calls_is_one_metrics_row_a_server(tmp_path):
+    busy, quiet = uuid7(), uuid7()
+    calls = [row(target_server_id=busy, upstream_ms=ms) for ms in (10.0, 20.0, 30.0)]
+    calls.append(row(target_server_id=busy, upstream_ms=40.0, status_code=502))
+    calls.append(row(target_server_id=quiet))  # refused before its server was asked
+    written(put(*calls), tmp_path, gauges=lambda server: (2, 10) if server == busy else None)
+    metric = ServerMetric.objects.get()
+    assert (metric.server_id, metric.response_time_ms, metric.error_rate) == (busy, 25.0, 0.25)
+    assert (metric.active_connections, metric.connection_pool_size) == (2, 10)
+    assert metric.custom_metrics == {"calls": 4, "errors": 1}
+    assert metric.requests_per_second > 0
