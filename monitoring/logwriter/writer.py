@@ -16,7 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-import psycopg
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
@@ -175,10 +174,12 @@ class LogWriter:
             return
         self._stopping = True
         self._wake.set()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._task, STOP_SECONDS)
+        await asyncio.wait({self._task}, timeout=STOP_SECONDS)
+        # Rows first: a try that is called off may take its time, and who stops us may lose patience.
+        self._task.cancel()
         await self._make_lines()
         await self._keep_batches()
+        await asyncio.gather(self._task, return_exceptions=True)
         left = await self._in_thread(self._spool.close)
         self._files.shutdown()
         if left:
@@ -319,19 +320,21 @@ class LogWriter:
         """Keep the rows, and ask less and less often."""
         if self._away_until == 0.0:
             logger.warning("PostgreSQL does not take log rows, they go to files: %s", error)
+            # Connections of before may all be dead: each of them would cost a try.
+            await self._pool.drain()
         self._pause = min(LONGEST_PAUSE, self._pause * 2)
         self._away_until = time.monotonic() + self._pause
         await self._keep_batches()
-        # Connections of before are dead: without this each of them costs a try.
-        with contextlib.suppress(psycopg.Error, TimeoutError):
-            await asyncio.wait_for(self._pool.check(), self._pause)
 
     async def _keep_batches(self) -> None:
         """What was not written goes to the spool; journalled rows of earlier rounds to the disk."""
         with contextlib.suppress(OSError):
             await self._in_thread(partial(self._spool.sync, AUDIT))
-        while self._batches and await self._keep(AWAY, self._batches[0]):
-            self._batches.popleft()
+        for _ in range(len(self._batches)):
+            if await self._keep(AWAY, self._batches[0]):
+                self._batches.popleft()
+            else:
+                self._batches.rotate(-1)
 
     async def _keep(self, purpose: str, batch: Batch, *, from_spool: bool = False) -> bool:
         """Save a batch, or drop it past the bound; False if its rows must stay in memory."""

@@ -25,6 +25,9 @@ def async_pool(*, max_size: int, timeout: float, using: str = "default") -> Pool
         min_size=1,
         max_size=max_size,
         timeout=timeout,
+        # A try is given up soon, because the next one comes with the next caller; tries that go
+        # on wait twice as long each time, up to minutes after PostgreSQL is back.
+        reconnect_timeout=5.0,
         open=False,
         name=f"mcp-gateway-{using}",
     )

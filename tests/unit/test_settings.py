@@ -82,3 +82,18 @@ def test_nothing_warns_at_start(debug: str) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("GATEWAY_SPOOL_DIR", "spool", "not an absolute path"),
+        ("GATEWAY_SPOOL_DIR", __file__, "not a folder"),
+        ("GATEWAY_SPOOL_MAX_BYTES", "much", "not a whole number"),
+    ],
+)
+def test_a_spool_that_cannot_be_is_refused_by_name(name: str, value: str, said: str) -> None:
+    refused = run(**{name: value})
+    assert refused.returncode != 0
+    assert f"{name}: " in refused.stderr
+    assert said in refused.stderr

@@ -328,6 +328,46 @@ def test_past_the_bound_request_rows_are_counted_and_audit_rows_kept(tmp_path, p
     assert told.details["count"] == log.dropped
 
 
+def test_a_stop_that_takes_too_long_leaves_the_rest_in_files(tmp_path, proxy, monkeypatch):
+    monkeypatch.setattr(writer, "STOP_SECONDS", 0.3)
+    rows, notes = [row() for _ in range(10)], [audit() for _ in range(3)]
+
+    async def work(log: LogWriter) -> None:
+        await put(*rows[:5])(log)
+        await until(lambda: log.written == 5)
+        proxy.hold_up()
+        await put(*rows[5:], *notes)(log)
+
+    written(work, tmp_path, pool_through(proxy))
+    assert len(spooled(tmp_path)) == 2
+    proxy.mend()
+    written(put(), tmp_path)
+    assert ids(RequestLog) == sorted_ids(rows)
+    assert ids(AuditLog) == sorted_ids(notes)
+
+
+def test_a_full_disk_stops_no_call_and_loses_no_audit_row(tmp_path, proxy, monkeypatch, caplog):
+    notes, calls = [audit() for _ in range(3)], [row() for _ in range(4)]
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def work(log: LogWriter) -> None:
+        proxy.cut()
+        with monkeypatch.context() as patch:
+            patch.setattr(log._spool, "append", full)
+            await put(*notes, *calls)(log)
+            await log._round()
+        assert (log.dropped, log.status.waiting) == (4, 3)
+        proxy.mend()
+        await until(lambda: log.written == 3)
+
+    written(work, tmp_path, pool_through(proxy))
+    assert ids(AuditLog)[:3] == sorted_ids(notes)
+    assert RequestLog.objects.count() == 0
+    assert "GATEWAY_SPOOL_DIR" in caplog.text
+
+
 def test_a_folder_that_cannot_be_used_is_said_at_the_start(tmp_path):
     (tmp_path / "file").touch()
 
