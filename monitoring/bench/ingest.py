@@ -174,7 +174,7 @@ def _scratch_database() -> Iterator[str]:
 
     name = f"mcp_gateway_bench_{secrets.token_hex(4)}"
     usual = connection.settings_dict["NAME"]
-    with connection._nodb_cursor() as cursor:  # type: ignore[attr-defined]
+    with connection._nodb_cursor() as cursor:
         cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
         connection.settings_dict["NAME"] = name
@@ -186,7 +186,7 @@ def _scratch_database() -> Iterator[str]:
     finally:
         connection.close()
         connection.settings_dict["NAME"] = usual
-        with connection._nodb_cursor() as cursor:  # type: ignore[attr-defined]
+        with connection._nodb_cursor() as cursor:
             cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

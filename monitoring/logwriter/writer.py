@@ -175,7 +175,7 @@ class LogWriter:
         self._stopping = True
         self._wake.set()
         await asyncio.wait({self._task}, timeout=STOP_SECONDS)
-        # Rows first: a try that is called off may take its time, and who stops us may lose patience.
+        # Rows first: a try that is called off may take longer than who stops us has patience.
         self._task.cancel()
         await self._make_lines()
         await self._keep_batches()
