@@ -1,0 +1,3 @@
+DROP TRIGGER request_queues_change_notice ON request_queues;
+DROP TRIGGER connection_pools_change_notice ON connection_pools;
+DROP TRIGGER circuit_breakers_change_notice ON circuit_breakers;

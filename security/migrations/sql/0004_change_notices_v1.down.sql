@@ -1,0 +1,10 @@
+DROP TRIGGER server_access_control_change_notice_truncate ON server_access_control;
+DROP TRIGGER server_access_control_change_notice_rows ON server_access_control;
+DROP TRIGGER server_access_control_change_notice ON server_access_control;
+DROP TRIGGER users_change_notice ON users;
+DROP TRIGGER api_keys_change_notice_truncate ON api_keys;
+DROP TRIGGER api_keys_change_notice_delete ON api_keys;
+DROP TRIGGER api_keys_change_notice ON api_keys;
+DROP TRIGGER enhanced_api_keys_change_notice_truncate ON enhanced_api_keys;
+DROP TRIGGER enhanced_api_keys_change_notice_delete ON enhanced_api_keys;
+DROP TRIGGER enhanced_api_keys_change_notice ON enhanced_api_keys;
