@@ -13,7 +13,7 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Case, F, PositiveIntegerField, Q, QuerySet, Value, When
+from django.db.models import Case, DateTimeField, F, PositiveIntegerField, Q, QuerySet, Value, When
 from django.db.models.functions import Greatest
 
 from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
@@ -26,6 +26,7 @@ __all__ = [
     "breaker_claim_probe",
     "breaker_force",
     "breaker_record_failure",
+    "breaker_record_outage",
     "breaker_record_success",
     "breaker_release_probe",
     "breaker_reset",
@@ -140,6 +141,39 @@ def breaker_record_failure(
     if not counted:
         del counts["failure_count"]
         CircuitBreaker.objects.filter(id=breaker_id).update(**counts)
+
+
+@transaction.atomic
+def breaker_record_outage(
+    *,
+    breaker_id: UUID,
+    at: datetime,
+    failures: int,
+    timeouts: int,
+    last_failure_time: datetime | None,
+    failure_count: int,
+    opened_at: datetime | None,
+) -> None:
+    """What one process saw of a server while it could not write.
+
+    `failure_count` are the failures in a row at the end. `opened_at` is when the process opened the
+    breaker for itself, if it did not close it again: then a closed breaker opens.
+    """
+    breaker = CircuitBreaker.objects.filter(id=breaker_id)
+    breaker.update(
+        total_failures=F("total_failures") + failures,
+        total_timeouts=F("total_timeouts") + timeouts,
+        last_failure_time=Greatest(
+            F("last_failure_time"), Value(last_failure_time, output_field=DateTimeField())
+        ),
+        updated_at=at,
+    )
+    if opened_at is not None:
+        breaker.filter(state=CLOSED).update(
+            state=OPEN, last_state_change=opened_at, failure_count=failure_count, success_count=0
+        )
+    else:
+        breaker.filter(state=CLOSED).update(failure_count=failure_count)
 
 
 @transaction.atomic

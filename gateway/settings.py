@@ -36,6 +36,8 @@ GATEWAY_ALLOW_PRIVATE_UPSTREAMS = env.read(
 GATEWAY_ALLOW_STDIO = env.read("GATEWAY_ALLOW_STDIO", env.truth, default=False)
 GATEWAY_MAX_REQUEST_BYTES = env.read("GATEWAY_MAX_REQUEST_BYTES", env.positive_int, 4 * 2**20)
 GATEWAY_UPGRADE_PLAIN_KEYS = env.read("GATEWAY_UPGRADE_PLAIN_KEYS", env.truth, default=True)
+# While PostgreSQL is away calls go on for so many seconds by what is remembered; 0: not at all.
+GATEWAY_STALE_SECONDS = env.read("GATEWAY_STALE_SECONDS", env.natural, 300)
 # Addresses of reverse proxies whose X-Forwarded-For is believed.
 GATEWAY_TRUSTED_PROXIES: list[env.Network] = env.read("GATEWAY_TRUSTED_PROXIES", env.networks, [])
 # Log rows while PostgreSQL is away, and audit rows until it has them.

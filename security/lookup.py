@@ -56,6 +56,21 @@ class FoundKey:
     timezone: str | None
 
     @property
+    def labels(self) -> frozenset[str]:
+        """What this was made of, as the notices of change name it."""
+        return frozenset(
+            (
+                f"enhanced_api_keys.id={self.id}",
+                f"api_keys.id={self.id}",
+                f"users.id={self.user_id}",
+                f"tenants.id={self.tenant_id}",
+                f"mcp_servers.id={self.server_id}",
+                f"mcp_servers.slug={self.server_slug}",  # one that would stand before this one
+                f"server_access_control.server_id={self.server_id}",
+            )
+        )
+
+    @property
     def caller(self) -> Caller:
         return Caller(
             api_key_id=self.id,

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import aiohttp
-import psycopg
 from django.conf import settings
-from django.db import OperationalError as DjangoOperationalError
 from django.utils.timezone import now
 from structlog.contextvars import bound_contextvars
 
@@ -23,8 +21,9 @@ from gateway.proxy.breaker import Permit
 from gateway.proxy.failures import Failure, error_body
 from gateway.proxy.gate import QueueFull, QueueTimeout
 from gateway.proxy.headers import request_headers, response_headers
+from gateway.proxy.memory import DATABASE_ERRORS
 from gateway.proxy.message import InvalidMessage, Message, check_headers, parse_message
-from gateway.proxy.route import Route, find_route
+from gateway.proxy.route import Route
 from gateway.proxy.upstream import Upstream, invalid_answer
 from monitoring.logwriter import Denial, RequestRow, storable
 from registry.db.encryption import DecryptionError, decrypt_json
@@ -67,16 +66,14 @@ PRIORITY = {
 # What stays open without saying anything: a GET stream, and its successor of 2026-07-28.
 STREAMS = {"stream", "subscriptions/listen"}
 BODY_SECONDS = 30.0
-# Longer than the pool's own wait and a statement's usual time; past it the database is away.
-DATABASE_SECONDS = 5.0
 PARSE_INLINE_BYTES = 64 * 1024
 NAME_LENGTH = 255
 # What the audit log remembers: all that access control and the limits refuse.
 DENIALS = frozenset(Reason) | {"origin_not_allowed"}
 # In a header's value: what no client may be sent.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# A route that was read before a wait as long as this is read again (milliseconds).
-STALE_ROUTE_MS = 100
+# What was looked up before a wait as long as this is looked up again (milliseconds).
+STALE_MS = 100
 
 
 class _CallerGone(Exception):
@@ -131,7 +128,7 @@ class Exchange:
             raise
         except Failure as failure:
             await self._fail(failure)
-        except (psycopg.OperationalError, DjangoOperationalError, TimeoutError) as error:
+        except DATABASE_ERRORS as error:
             logger.warning("the database does not answer: %s", error)
             await self._fail(
                 Failure(
@@ -164,7 +161,10 @@ class Exchange:
                 headers=(("allow", ALLOW),),
             )
         found = await self._authenticate()
+        began = time.perf_counter()
         call = await self._read_call()
+        if (time.perf_counter() - began) * 1000 > STALE_MS:
+            found = await self._authenticate()
         route = await self._authorise(found, call)
         await self._forward(route, call)
 
@@ -260,8 +260,7 @@ class Exchange:
         )
         if isinstance(key, Refusal):
             raise Failure.of(key)
-        async with asyncio.timeout(DATABASE_SECONDS):
-            found = await self.plane.find_key(key, slug=self.slug)
+        found = await self.plane.find_key(key, slug=self.slug)
         if found is None:
             raise Failure.of(refuse_unknown_key())
         at = self.row.request_time
@@ -279,35 +278,40 @@ class Exchange:
         return found
 
     async def _authorise(self, found: FoundKey, call: Call) -> Route:
-        caller, target, at = found.caller, found.target, self.row.request_time
-        self.row.target_server_id = target.id if target else None
-        refusal = decide(caller, target, call, slug=self.slug, at=at)
-        refusal = refusal or self.plane.limiter.take(
+        server_id = self._decide(found, call)
+        refusal = self.plane.limiter.take(
             found.id,
-            per_hour=caller.rate_limit_per_hour,
-            per_day=caller.rate_limit_per_day,
-            at=at.timestamp(),
+            per_hour=found.rate_limit_per_hour,
+            per_day=found.rate_limit_per_day,
+            at=self.row.request_time.timestamp(),
         )
         if refusal is not None:
             raise Failure.of(refusal)
+        return await self._route(server_id)
+
+    def _decide(self, found: FoundKey, call: Call) -> UUID:
+        """The id of the server that may be called so; Failure when it may not."""
+        target = found.target
+        self.row.target_server_id = target.id if target else None
+        at = self.row.request_time
+        refusal = decide(found.caller, target, call, slug=self.slug, at=at)
+        if refusal is not None:
+            raise Failure.of(refusal)
         assert target is not None  # decide refuses a missing one  # noqa: S101
-        route = await self._route(target.id)
-        if route.tool_is_off:
+        return target.id
+
+    async def _route(self, server_id: UUID) -> Route:
+        """The route to a server, of which this call's tool is not switched off."""
+        route = await self.plane.find_route(server_id)
+        if route is None:
+            raise Failure(404, "server_not_found", f"Server '{self.slug}' was just removed.")
+        if storable(self.row.tool_name) in route.tools_off:
             raise Failure(
                 403,
                 "method_denied",
                 f"Tool '{self.row.tool_name}' of server '{route.slug}' is switched off. "
                 "Use another one, or ask an administrator.",
             )
-        return route
-
-    async def _route(self, server_id: UUID) -> Route:
-        async with asyncio.timeout(DATABASE_SECONDS), self.plane.pool.connection() as connection:
-            route = await find_route(
-                connection, server_id=server_id, tool=storable(self.row.tool_name)
-            )
-        if route is None:
-            raise Failure(404, "server_not_found", f"Server '{self.slug}' was just removed.")
         return route
 
     # ------------------------------------------------------------------ forwarding
@@ -337,8 +341,9 @@ class Exchange:
         try:
             async with self._slot(upstream, call) as waited:
                 self.row.queue_ms = waited
-                if waited > STALE_ROUTE_MS and permit.probe_until is None:
-                    route = await self._route(route.server_id)
+                if waited > STALE_MS and permit.probe_until is None:
+                    found = await self._authenticate()
+                    route = await self._route(self._decide(found, call))
                     upstream.configure(route)
                     permit = await self.plane.breaker.permit(route)
                 reached = True

@@ -1,27 +1,40 @@
-"""The data plane of one process: what its exchanges share, and the tasks behind them."""
+"""The data plane of one process: what its exchanges share, and the tasks behind them.
+
+A call is decided by what is remembered here of keys and routes; a call whose key and route are in
+memory runs no SQL.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from django.conf import settings
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from gateway.proxy.breaker import BreakerClient
+from gateway.proxy.contact import Contact
 from gateway.proxy.exchange import Exchange, Receive, Send
 from gateway.proxy.gauges import Gauges
+from gateway.proxy.memory import Memory
 from gateway.proxy.orm import OrmThreads
+from gateway.proxy.route import Route, find_route
 from gateway.proxy.upstream import Upstreams
 from gateway.proxy.usage import Usage
+from gateway.proxy.watch import Watch
 from monitoring.logwriter import LogWriter
 from registry.db.ids import uuid7
 from registry.db.pool import Pool, async_pool
-from security.keys import ParsedKey
+from security.authentication import proves
+from security.keys import ParsedKey, plain_hash
 from security.lookup import FoundKey, find_key, find_plain_key
 from security.rate_limit import RateLimiter
 from security.services import plain_key_upgrade
@@ -32,8 +45,15 @@ logger = logging.getLogger(__name__)
 
 GAUGE_SECONDS = 3.0
 USAGE_SECONDS = 10.0
+# Tools are counted in columns that indexes cover, so each write costs index entries.
+TOOL_USAGE_SECONDS = 60.0
 POOL_SIZE = 8
 POOL_WAIT_SECONDS = 3.0
+PROBE_SECONDS = 1.0
+# About 3 kB an entry. A key counts once for each server that it calls; beyond the bound those
+# that were used least recently are read again when they come.
+REMEMBERED_KEYS = 10_000
+REMEMBERED_ROUTES = 10_000
 
 
 class DataPlane:
@@ -42,7 +62,15 @@ class DataPlane:
     pool: Pool
     log: LogWriter
 
-    def __init__(self) -> None:
+    def __init__(self, contact: Contact | None = None) -> None:
+        self.contact = contact or Contact()
+        # By the SHA-256 of the whole key, so that to be found is to be proved; and by the slug.
+        self.keys: Memory[tuple[str, str], FoundKey] = Memory(
+            self.contact, size=REMEMBERED_KEYS, labels=lambda found: found.labels
+        )
+        self.routes: Memory[UUID, Route] = Memory(
+            self.contact, size=REMEMBERED_ROUTES, labels=lambda route: route.labels
+        )
         self.upstreams = Upstreams()
         self.limiter = RateLimiter()
         self.usage = Usage()
@@ -51,14 +79,17 @@ class DataPlane:
 
     async def start(self) -> None:
         self._orm = OrmThreads()
-        self.breaker = BreakerClient(self._orm)
+        self.breaker = BreakerClient(self._orm, self.contact, changed=self.forget)
         self.pool = async_pool(max_size=POOL_SIZE, timeout=POOL_WAIT_SECONDS)
         await self.pool.open()
         self.log = LogWriter(self.pool, gauges=self.upstreams.connections)
         self.log.start()
+        watch = Watch(self.contact, forget=self.forget, probe=self._probe, back=self._back)
         self._tasks = [
+            asyncio.create_task(watch.run(), name="watch"),
             asyncio.create_task(_every(GAUGE_SECONDS, self._write_gauges), name="gauges"),
             asyncio.create_task(_every(USAGE_SECONDS, self._write_usage), name="usage"),
+            asyncio.create_task(_every(TOOL_USAGE_SECONDS, self._write_tool_usage), name="tools"),
         ]
 
     async def stop(self) -> None:
@@ -69,7 +100,8 @@ class DataPlane:
         for step in (
             self.log.stop,
             self._write_usage,
-            self.breaker.write_healthy,
+            self._write_tool_usage,
+            self.breaker.write_kept,
             partial(self.gauges.remove, self.pool),
             self.upstreams.close,
         ):
@@ -87,8 +119,37 @@ class DataPlane:
             await Exchange(self, scope, receive, send).run()
 
     async def find_key(self, key: ParsedKey, *, slug: str) -> FoundKey | None:
-        """A key's row by its prefix; a plain key of before is found too, and replaced."""
-        async with self.pool.connection() as connection:
+        """A key's row with the server of a slug; a plain key of before is replaced.
+
+        What is remembered was proved by this very secret, and names a server that exists.
+        """
+
+        def is_worth_it(found: FoundKey) -> bool:
+            is_proved = not found.key_hash or proves(found, secret=key.secret)
+            return is_proved and found.server_id is not None
+
+        read = partial(self._read_key, key, slug=slug)
+        return await self.keys.get((plain_hash(key), slug), read, keep=is_worth_it)
+
+    async def find_route(self, server_id: UUID) -> Route | None:
+        """The route to a server; None: it is gone."""
+        return await self.routes.get(server_id, partial(self._read_route, server_id))
+
+    def forget(self, label: str) -> None:
+        """Drop what was made of a row that has changed: `<table>.<column>=<value>`, or a table."""
+        self.keys.forget(label)
+        self.routes.forget(label)
+
+    @asynccontextmanager
+    async def _reading(
+        self, wait_seconds: float | None = None
+    ) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        """A connection for what calls have to know; the only way to it."""
+        async with self.pool.connection(timeout=wait_seconds) as connection:
+            yield connection
+
+    async def _read_key(self, key: ParsedKey, *, slug: str) -> FoundKey | None:
+        async with self._reading() as connection:
             found = await find_key(connection, prefix=key.prefix, slug=slug)
             if found is not None:
                 return found
@@ -96,17 +157,29 @@ class DataPlane:
         if plain is None or not plain.is_active or not settings.GATEWAY_UPGRADE_PLAIN_KEYS:
             return plain
         await self._orm.run(partial(plain_key_upgrade, key=key))
-        async with self.pool.connection() as connection:
+        async with self._reading() as connection:
             return await find_key(connection, prefix=key.prefix, slug=slug)
+
+    async def _read_route(self, server_id: UUID) -> Route | None:
+        async with self._reading() as connection:
+            return await find_route(connection, server_id=server_id)
+
+    async def _probe(self) -> None:
+        async with asyncio.timeout(2 * PROBE_SECONDS), self._reading(PROBE_SECONDS) as connection:
+            await connection.execute("SELECT 1")
+
+    async def _back(self) -> None:
+        """Notices come (again): connections of before may be dead, and outcomes wait."""
+        try:
+            await self.pool.check()
+            await self.breaker.settle()
+        except Exception:
+            logger.exception("not all that waited for the database was written")
 
     async def _health(self, path: str, send: Send) -> None:
         status, body = 200, {"status": "ok"}
         if path == "/health/ready":
-            try:
-                async with asyncio.timeout(3), self.pool.connection(timeout=2) as connection:
-                    await connection.execute("SELECT 1")
-            except (psycopg.Error, TimeoutError):
-                status, body = 503, {"status": "unavailable", "reason": "database"}
+            status, body = self._readiness()
         elif path != "/health/live":
             status, body = 404, {"status": "not found"}
         headers = [
@@ -117,12 +190,26 @@ class DataPlane:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
+    def _readiness(self) -> tuple[int, dict[str, str]]:
+        """Ready is who can answer calls, be it from memory; since when the database is away."""
+        contact = self.contact
+        if contact.is_reachable:
+            return 200, {"status": "ok"}
+        since = {"database_away_since": contact.lost_at.isoformat()} if contact.lost_at else {}
+        if len(self.keys) and len(self.routes) and contact.may_use_memory:
+            return 200, {"status": "ok", **since}
+        return 503, {"status": "unavailable", "reason": "database", **since}
+
     async def _write_gauges(self) -> None:
         await self.upstreams.close_idle()
         await self.gauges.write(self.pool, self.upstreams.all())
+        await self.breaker.settle()  # the database was there just now
 
     async def _write_usage(self) -> None:
         await self.usage.flush(self.pool)
+
+    async def _write_tool_usage(self) -> None:
+        await self.usage.flush_tools(self.pool)
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

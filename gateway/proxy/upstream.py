@@ -71,9 +71,10 @@ class Upstream:
 
     def configure(self, route: Route) -> None:
         """Take what the operator changed since the last call."""
-        if route.limits != self.gate.limits:
-            self.gate.resize(route.limits)
-        self.route = route
+        if route is not self.route:  # remembered routes are the same object call after call
+            if route.limits != self.gate.limits:
+                self.gate.resize(route.limits)
+            self.route = route
         self.last_used = time.monotonic()
 
     async def request(

@@ -6,6 +6,7 @@ A counter that were written at each call would make one hot row of every popular
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -32,17 +33,18 @@ class _Sum:
         self.last = at
 
 
+def _sums() -> dict[Any, _Sum]:
+    return defaultdict(_Sum)
+
+
 class Usage:
     """What calls used since the last flush."""
 
     def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self.keys: dict[UUID, _Sum] = defaultdict(_Sum)
-        self.failed_attempts: dict[UUID, _Sum] = defaultdict(_Sum)
-        self.rules: dict[UUID, _Sum] = defaultdict(_Sum)
-        self.tools: dict[tuple[UUID, str], _Sum] = defaultdict(_Sum)
+        self.keys: dict[UUID, _Sum] = _sums()
+        self.failed_attempts: dict[UUID, _Sum] = _sums()
+        self.rules: dict[UUID, _Sum] = _sums()
+        self.tools: dict[tuple[UUID, str], _Sum] = _sums()
 
     def count_tool(
         self, server_id: UUID, name: str, *, at: datetime, failed: bool, milliseconds: float
@@ -53,27 +55,35 @@ class Usage:
             sums.add(at=at, failed=failed, milliseconds=milliseconds)
 
     async def flush(self, pool: Pool) -> None:
-        """Add the sums to their rows; what cannot be written is kept for the next time."""
-        keys, attempts, rules, tools = self.keys, self.failed_attempts, self.rules, self.tools
-        if not (keys or attempts or rules or tools):
-            return
-        self._reset()
+        """Add the sums of keys and rules to their rows."""
+        keys, attempts, rules = self.keys, self.failed_attempts, self.rules
+        self.keys, self.failed_attempts, self.rules = _sums(), _sums(), _sums()
         try:
-            async with pool.connection() as connection, connection.transaction():
-                for statement, sums in (
-                    (_KEYS, keys),
-                    (_FAILED_ATTEMPTS, attempts),
-                    (_RULES, rules),
-                    (_TOOLS, tools),
-                ):
-                    if sums:
-                        await connection.execute(statement, _columns(sums))
+            await _write(pool, ((_KEYS, keys), (_FAILED_ATTEMPTS, attempts), (_RULES, rules)))
         except BaseException:
             _merge(self.keys, keys)
             _merge(self.failed_attempts, attempts)
             _merge(self.rules, rules)
+            raise
+
+    async def flush_tools(self, pool: Pool) -> None:
+        """Add the sums of tools to their rows: seldom, as indexes cover what changes."""
+        tools, self.tools = self.tools, _sums()
+        try:
+            await _write(pool, ((_TOOLS, tools),))
+        except BaseException:
             _merge(self.tools, tools)
             raise
+
+
+async def _write(pool: Pool, work: Iterable[tuple[str, dict[Any, _Sum]]]) -> None:
+    """All of it or nothing; what cannot be written is the caller's to keep for the next time."""
+    due = [(statement, sums) for statement, sums in work if sums]
+    if not due:
+        return
+    async with pool.connection() as connection, connection.transaction():
+        for statement, sums in due:
+            await connection.execute(statement, _columns(sums))
 
 
 def _merge(into: dict[Any, _Sum], kept: dict[Any, _Sum]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.db import connections
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-__all__ = ["Pool", "async_pool"]
+__all__ = ["Pool", "async_direct_connection", "async_pool"]
+
+RECONNECT_SECONDS = 5.0
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
@@ -21,26 +24,36 @@ def async_pool(*, max_size: int, timeout: float, using: str = "default") -> Pool
     server, so that a transaction pooler may stand between.
     """
     return AsyncConnectionPool(
-        kwargs={**_parameters(using), "autocommit": True, "prepare_threshold": None},
+        kwargs={
+            **_parameters(connections[using].settings_dict),
+            "autocommit": True,
+            "prepare_threshold": None,
+        },
         min_size=1,
         max_size=max_size,
         timeout=timeout,
-        # A try is given up soon, because the next one comes with the next caller; tries that go
-        # on wait twice as long each time, up to minutes after PostgreSQL is back.
-        reconnect_timeout=5.0,
+        # An attempt pauses twice as long each time: given up soon, the next caller begins anew,
+        # and not minutes after PostgreSQL is back.
+        reconnect_timeout=RECONNECT_SECONDS,
         open=False,
         name=f"mcp-gateway-{using}",
     )
 
 
-def _parameters(using: str) -> dict[str, Any]:
-    settings = connections[using].settings_dict
+async def async_direct_connection(*, application_name: str) -> AsyncConnection[TupleRow]:
+    """An autocommit connection with a session of its own, as LISTEN needs: past a pooler."""
+    database = connections["default"].settings_dict | (settings.DATABASE_DIRECT or {})
+    parameters = _parameters(database) | {"application_name": application_name}
+    return await AsyncConnection.connect(**parameters, autocommit=True, prepare_threshold=None)
+
+
+def _parameters(database: dict[str, Any]) -> dict[str, Any]:
     named = {
-        "dbname": settings["NAME"],
-        "user": settings["USER"],
-        "password": settings["PASSWORD"],
-        "host": settings["HOST"],
-        "port": settings["PORT"],
+        "dbname": database["NAME"],
+        "user": database["USER"],
+        "password": database["PASSWORD"],
+        "host": database["HOST"],
+        "port": database["PORT"],
     }
-    options = {name: value for name, value in settings["OPTIONS"].items() if name != "pool"}
+    options = {name: value for name, value in database["OPTIONS"].items() if name != "pool"}
     return options | {name: value for name, value in named.items() if value}

@@ -4,6 +4,6 @@ from registry.db.sql import run_sql_file
 
 
 class Migration(migrations.Migration):
-    dependencies = [("registry", "0003_tenant_settings")]
+    dependencies = [("registry", "0004_partitioned_metrics")]
 
     operations = [run_sql_file(__file__, "0005_change_notices_v1")]

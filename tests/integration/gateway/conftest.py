@@ -6,13 +6,17 @@ import json
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import httpx2
+import psycopg
 import pytest
 import uvicorn
+from django.db import connections
 
 from monitoring.models import RequestLog
 from registry.models import MCPServer, Tenant
@@ -44,15 +48,45 @@ def gateway_url(
         yield url
 
 
+class Told:
+    """What notices one data plane has taken, so that a test can wait for those of its changes."""
+
+    def __init__(self, plane: Any) -> None:
+        self.plane = plane
+        self.seen: deque[str] = deque(maxlen=1000)
+        forget = plane.forget
+
+        def noted(label: str) -> None:
+            forget(label)
+            self.seen.append(label)
+
+        plane.forget = noted
+
+    def all_of_them(self) -> None:
+        """Return once every change that was committed before has been told."""
+        wait_until(lambda: self.plane.contact.era is not None)
+        mark = f"tenants.id={uuid4()}"  # PostgreSQL keeps the order of commits
+        with psycopg.connect(**connections["default"].get_connection_params()) as own:
+            own.execute("SELECT pg_notify('gateway_changes', %s)", [mark])
+        wait_until(lambda: mark in self.seen)
+
+
+# By the gateway's address.
+told: dict[str, Told] = {}
+
+
 @dataclass
 class running_gateway:  # noqa: N801  (reads as the context manager that it is)
     """One gateway process's worth of data plane, in a thread."""
+
+    plane: Any = None
 
     def __enter__(self) -> str:
         from gateway import asgi
         from gateway.proxy.plane import DataPlane
 
-        plane = DataPlane()
+        plane = self.plane or DataPlane()
+        notices = Told(plane)
 
         async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
             if scope["type"] == "lifespan":
@@ -69,9 +103,12 @@ class running_gateway:  # noqa: N801  (reads as the context manager that it is)
         )
         self.thread.start()
         wait_until(lambda: self.server.started)
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        told[self.url] = notices
+        return self.url
 
     def __exit__(self, *_: object) -> None:
+        del told[self.url]
         self.server.should_exit = True
         self.thread.join(15)
         assert not self.thread.is_alive(), "the gateway did not stop"
@@ -103,6 +140,20 @@ class Scene:
         method: str = "POST",
         timeout: float = 10,
     ) -> httpx2.Response:
+        """The gateway's answer, once it was told of all that the test has changed."""
+        told[self.url].all_of_them()
+        return self.send(message, slug, key, headers, method, timeout)
+
+    def send(
+        self,
+        message: Any = None,
+        slug: str | None = None,
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
+        method: str = "POST",
+        timeout: float = 10,
+    ) -> httpx2.Response:
+        """The same at once, whatever the gateway was told so far."""
         text = self.key.text if key is None else key
         sent = {"content-type": "application/json"} | (headers or {})
         if text:

@@ -1,0 +1,109 @@
+"""Listens to PostgreSQL's notices of change, and keeps asking while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import psycopg
+from psycopg import AsyncConnection, sql
+from psycopg.rows import TupleRow
+
+from gateway.proxy.contact import Contact
+from registry.db.pool import async_direct_connection
+
+__all__ = ["CHANNEL", "Watch"]
+
+logger = logging.getLogger(__name__)
+
+CHANNEL = "gateway_changes"
+# How often the listening connection is asked for a sign of life, and how long it has for one: a
+# server that vanished without a word would otherwise be believed to have nothing to tell.
+BEAT_SECONDS = 2.0
+# Between attempts to connect: doubled each time, from the first to the second figure.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
+
+ERRORS = (psycopg.Error, OSError, TimeoutError)
+
+
+class Watch:
+    """`run` never ends. `forget` takes each notice, `back` runs whenever notices come again.
+
+    `probe` asks the database by another way and raises when it does not answer: where only the
+    listening connection cannot be made, calls go on, each with its own questions.
+    """
+
+    def __init__(
+        self,
+        contact: Contact,
+        *,
+        forget: Callable[[str], None],
+        probe: Callable[[], Awaitable[None]],
+        back: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._contact = contact
+        self._forget = forget
+        self._probe, self._back = probe, back
+        self._pause = FIRST_PAUSE
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._stay_in_touch()
+            except ERRORS as error:
+                if self._contact.era is not None:
+                    logger.warning("the gateway lost its listening connection: %s", error)
+                    self._contact.lost()
+                    await asyncio.sleep(FIRST_PAUSE)
+                    continue  # most often it can simply be made again
+            await self._look_elsewhere()
+            await asyncio.sleep(self._pause)
+            self._pause = min(LONGEST_PAUSE, self._pause * 2)
+
+    async def _stay_in_touch(self) -> None:
+        connection = await async_direct_connection(application_name="mcp-gateway changes")
+        back: asyncio.Future[None] | None = None
+        try:
+            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
+            if self._contact.is_away:
+                logger.warning("the database is back; it was away since %s", self._contact.lost_at)
+            self._contact.in_touch()
+            self._pause = FIRST_PAUSE
+            back = asyncio.ensure_future(self._back())  # beside: notices are not to wait for it
+            while True:
+                async for notice in connection.notifies(timeout=BEAT_SECONDS):
+                    self._forget(notice.payload)
+                await self._beat(connection)
+        finally:
+            if back is not None:
+                back.cancel()
+            await connection.close()
+
+    async def _beat(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Ask for a sign of life. TimeoutError when none comes in time."""
+        beat = asyncio.ensure_future(connection.execute("SELECT 1"))
+        done, _ = await asyncio.wait({beat}, timeout=BEAT_SECONDS)
+        if not done:
+            await connection.close()  # first: cancelling would ask the silent server again
+            beat.cancel()
+            raise TimeoutError("the listening connection gives no sign of life")
+        beat.result()
+        self._contact.reachable()
+
+    async def _look_elsewhere(self) -> None:
+        """Notices do not come: does the database answer at all?"""
+        was_away = self._contact.is_away
+        try:
+            await self._probe()
+        except ERRORS as error:
+            self._contact.away()
+            if not was_away:
+                logger.warning("the database is away, calls go on from memory: %s", error)
+        else:
+            if not self._contact.is_reachable:
+                logger.warning(
+                    "no connection to LISTEN on, so each call asks the database: "
+                    "check DATABASE_DIRECT_URL and the server's max_connections"
+                )
+            self._contact.reachable()
