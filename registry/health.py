@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -26,6 +26,10 @@ __all__ = ["Checked", "check", "forget", "limits", "record", "target_of"]
 
 # Share of the newest check in the moving averages: the last ten checks make nine tenths of them.
 WEIGHT = 0.2
+# Indexes cover the status, the time and the mean: within so long of a check that was written, a
+# further one with the same status leaves those columns alone. A little less than the schedule's
+# minute, so that every scheduled check is written.
+WRITE_EVERY = timedelta(seconds=50)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,17 +113,20 @@ WITH found AS (
         %(versions)s::text[], %(protocols)s::jsonb[], %(capabilities)s::jsonb[], %(notes)s::jsonb[]
     ) AS found(id, status, ms, success, version, protocols, capabilities, notes)
 ), held AS (
-    SELECT id FROM mcp_servers
+    SELECT id,
+           last_health_check > %(at)s - %(write_every)s
+           AND health_status IN (found.status, 'maintenance') AS is_early
+    FROM mcp_servers JOIN found USING (id)
     WHERE id = ANY(%(ids)s::uuid[])
       AND (last_health_check IS NULL OR last_health_check <= %(at)s)
-    ORDER BY id FOR NO KEY UPDATE
+    ORDER BY id FOR NO KEY UPDATE OF mcp_servers
 )
 UPDATE mcp_servers AS server SET
     health_status = CASE WHEN server.health_status = 'maintenance'
                          THEN server.health_status ELSE found.status END,
-    avg_response_time = coalesce(
+    avg_response_time = CASE WHEN held.is_early THEN server.avg_response_time ELSE coalesce(
         server.avg_response_time + %(weight)s * (found.ms - server.avg_response_time),
-        found.ms, server.avg_response_time),
+        found.ms, server.avg_response_time) END,
     success_rate = coalesce(
         server.success_rate + %(weight)s * (found.success - server.success_rate),
         found.success, server.success_rate),
@@ -129,7 +136,7 @@ UPDATE mcp_servers AS server SET
         server.protocol_versions),
     capabilities = coalesce(found.capabilities, server.capabilities),
     health_metadata = server.health_metadata - 'error' || found.notes,
-    last_health_check = %(at)s,
+    last_health_check = CASE WHEN held.is_early THEN server.last_health_check ELSE %(at)s END,
     updated_at = %(at)s
 FROM found JOIN held USING (id)
 WHERE server.id = found.id
@@ -143,7 +150,15 @@ def record(results: Sequence[Checked], *, at: datetime) -> int:
     if not results:
         return 0
     with connection.cursor() as cursor:
-        cursor.execute(_RECORD, _columns(results) | {"at": at, "weight": WEIGHT})
+        cursor.execute(
+            _RECORD,
+            _columns(results)
+            | {
+                "at": at,
+                "weight": WEIGHT,
+                "write_every": WRITE_EVERY,
+            },
+        )
         written = {row[0] for row in cursor.fetchall()}
     ServerMetric.objects.bulk_create(
         ServerMetric(

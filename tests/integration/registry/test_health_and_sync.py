@@ -164,7 +164,7 @@ def test_maintenance_stays_and_averages_move():
     assert server.success_rate == pytest.approx(0.8)
     assert server.avg_response_time == 100.0
     assert server.health_metadata == {"synced_at": "x", "error": "It is away."}
-    health.record([good], at=now())
+    health.record([good], at=now() + timedelta(minutes=1))
     server.refresh_from_db()
     assert server.health_status == "maintenance"
     assert server.avg_response_time == pytest.approx(120.0)
@@ -297,3 +297,22 @@ def test_a_lost_key_keeps_one_server_from_being_asked_and_no_other(settings):
     tasks.server_first_contact(server_id=lost.pk, at=now())
     with pytest.raises(DecryptionError):
         lost.credentials.open()
+
+
+def test_what_indexes_cover_is_written_once_a_minute_or_when_the_status_changes():
+    server, at = MCPServerFactory(), now()
+
+    def record(seconds: float, status: HealthStatus, ms: float | None) -> tuple[object, ...]:
+        checked = Checked(server_id=server.pk, status=status, response_time_ms=ms)
+        assert health.record([checked], at=at + timedelta(seconds=seconds)) == 1
+        server.refresh_from_db()
+        since = server.last_health_check - at
+        return since.total_seconds(), server.health_status, server.avg_response_time
+
+    assert record(0, HealthStatus.HEALTHY, 100.0) == (0, "healthy", 100.0)
+    assert record(10, HealthStatus.HEALTHY, 200.0) == (0, "healthy", 100.0)
+    assert record(20, HealthStatus.UNHEALTHY, None) == (20, "unhealthy", 100.0)
+    assert record(30, HealthStatus.UNHEALTHY, None) == (20, "unhealthy", 100.0)
+    assert server.success_rate == pytest.approx(0.64)  # no index covers it: each check counts
+    assert record(80, HealthStatus.UNHEALTHY, None) == (80, "unhealthy", 100.0)
+    assert ServerMetric.objects.filter(server=server).count() == 5

@@ -189,3 +189,25 @@ def test_an_asynchronous_login_is_bound_to_its_user():
 
     assert async_to_sync(sign_in)() == 200
     assert Session.objects.get().user == user
+
+
+def test_what_indexes_cover_moves_once_a_minute_at_most(browser):
+    """A page that writes the session again and again touches no index in between."""
+    store = SessionStore(cookie(browser))
+    rows = Session.objects.filter(session_token=token_hash(cookie(browser)))
+    before = rows.values("last_activity", "expires_at").get()
+
+    store["note"] = 1
+    store.save()
+    assert rows.values("last_activity", "expires_at").get() == before
+    assert SessionStore(cookie(browser))["note"] == 1
+
+    long_ago = now() - timedelta(minutes=2)
+    rows.update(last_activity=long_ago, expires_at=long_ago + timedelta(days=14))
+    store.save()
+    assert rows.get().last_activity > long_ago + timedelta(minutes=1)
+    assert rows.get().expires_at > before["expires_at"] - timedelta(seconds=5)
+
+    store.set_expiry(3600)  # an end that is drawn nearer is written at once
+    store.save()
+    assert rows.get().expires_at < now() + timedelta(hours=2)
