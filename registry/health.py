@@ -149,16 +149,9 @@ def record(results: Sequence[Checked], *, at: datetime) -> int:
     """Write the outcomes and one metrics row each; returns how many rows took theirs."""
     if not results:
         return 0
+    told: dict[str, Any] = {"at": at, "weight": WEIGHT, "write_every": WRITE_EVERY}
     with connection.cursor() as cursor:
-        cursor.execute(
-            _RECORD,
-            _columns(results)
-            | {
-                "at": at,
-                "weight": WEIGHT,
-                "write_every": WRITE_EVERY,
-            },
-        )
+        cursor.execute(_RECORD, told | _columns(results))
         written = {row[0] for row in cursor.fetchall()}
     ServerMetric.objects.bulk_create(
         ServerMetric(

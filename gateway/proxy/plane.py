@@ -29,7 +29,7 @@ from gateway.proxy.orm import OrmThreads
 from gateway.proxy.route import Route, find_route
 from gateway.proxy.upstream import Upstreams
 from gateway.proxy.usage import Usage
-from gateway.proxy.watch import Watch
+from gateway.proxy.watch import CHANNEL, Watch
 from monitoring.logwriter import LogWriter
 from registry.db.ids import uuid7
 from registry.db.pool import Pool, async_pool
@@ -84,7 +84,7 @@ class DataPlane:
         await self.pool.open()
         self.log = LogWriter(self.pool, gauges=self.upstreams.connections)
         self.log.start()
-        watch = Watch(self.contact, forget=self.forget, probe=self._probe, back=self._back)
+        watch = Watch(self.contact, forget=self.forget, announce=self._announce, back=self._back)
         self._tasks = [
             asyncio.create_task(watch.run(), name="watch"),
             asyncio.create_task(_every(GAUGE_SECONDS, self._write_gauges), name="gauges"),
@@ -164,9 +164,10 @@ class DataPlane:
         async with self._reading() as connection:
             return await find_route(connection, server_id=server_id)
 
-    async def _probe(self) -> None:
+    async def _announce(self, text: str) -> None:
+        """Send a notice the way that calls take; raises when the database does not answer."""
         async with asyncio.timeout(2 * PROBE_SECONDS), self._reading(PROBE_SECONDS) as connection:
-            await connection.execute("SELECT 1")
+            await connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, text])
 
     async def _back(self) -> None:
         """Notices come (again): connections of before may be dead, and outcomes wait."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+from uuid import uuid4
 
 import psycopg
 from psycopg import AsyncConnection, sql
@@ -27,11 +29,17 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
 ERRORS = (psycopg.Error, OSError, TimeoutError)
 
 
+class Deaf(psycopg.OperationalError):
+    """The connection stands, but no notice comes through."""
+
+
 class Watch:
     """`run` never ends. `forget` takes each notice, `back` runs whenever notices come again.
 
-    `probe` asks the database by another way and raises when it does not answer: where only the
-    listening connection cannot be made, calls go on, each with its own questions.
+    `announce` sends a notice by the way that calls take and raises when the database does not
+    answer. It proves that the listening connection hears what happens, which one through a
+    transaction pooler does not. Where only that connection cannot be had, calls go on, each with
+    its own questions.
     """
 
     def __init__(
@@ -39,38 +47,42 @@ class Watch:
         contact: Contact,
         *,
         forget: Callable[[str], None],
-        probe: Callable[[], Awaitable[None]],
-        back: Callable[[], Awaitable[None]],
+        announce: Callable[[str], Awaitable[None]],
+        back: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._contact = contact
         self._forget = forget
-        self._probe, self._back = probe, back
+        self._announce, self._back = announce, back
         self._pause = FIRST_PAUSE
 
     async def run(self) -> None:
         while True:
+            why: object = None
             try:
                 await self._stay_in_touch()
             except ERRORS as error:
+                why = error
                 if self._contact.era is not None:
                     logger.warning("the gateway lost its listening connection: %s", error)
                     self._contact.lost()
                     await asyncio.sleep(FIRST_PAUSE)
                     continue  # most often it can simply be made again
-            await self._look_elsewhere()
+            await self._look_elsewhere(why)
             await asyncio.sleep(self._pause)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
     async def _stay_in_touch(self) -> None:
         connection = await async_direct_connection(application_name="mcp-gateway changes")
-        back: asyncio.Future[None] | None = None
+        back: asyncio.Task[None] | None = None
         try:
             await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
+            await self._check_hearing(connection)
             if self._contact.is_away:
                 logger.warning("the database is back; it was away since %s", self._contact.lost_at)
             self._contact.in_touch()
             self._pause = FIRST_PAUSE
-            back = asyncio.ensure_future(self._back())  # beside: notices are not to wait for it
+            # Beside: notices are not to wait for it.
+            back = asyncio.create_task(self._back(), name="watch: back")
             while True:
                 async for notice in connection.notifies(timeout=BEAT_SECONDS):
                     self._forget(notice.payload)
@@ -80,9 +92,19 @@ class Watch:
                 back.cancel()
             await connection.close()
 
+    async def _check_hearing(self, connection: AsyncConnection[TupleRow]) -> None:
+        """Deaf when a notice that is sent now does not arrive."""
+        mark = _mark()
+        await self._announce(mark)
+        async for notice in connection.notifies(timeout=BEAT_SECONDS):
+            self._forget(notice.payload)
+            if notice.payload == mark:
+                return
+        raise Deaf("notices do not arrive on it; is a transaction pooler in between?")
+
     async def _beat(self, connection: AsyncConnection[TupleRow]) -> None:
         """Ask for a sign of life. TimeoutError when none comes in time."""
-        beat = asyncio.ensure_future(connection.execute("SELECT 1"))
+        beat = asyncio.create_task(connection.execute("SELECT 1"), name="watch: beat")
         done, _ = await asyncio.wait({beat}, timeout=BEAT_SECONDS)
         if not done:
             await connection.close()  # first: cancelling would ask the silent server again
@@ -91,19 +113,25 @@ class Watch:
         beat.result()
         self._contact.reachable()
 
-    async def _look_elsewhere(self) -> None:
+    async def _look_elsewhere(self, why: object) -> None:
         """Notices do not come: does the database answer at all?"""
-        was_away = self._contact.is_away
+        was_away, was_reachable = self._contact.is_away, self._contact.is_reachable
         try:
-            await self._probe()
+            await self._announce(_mark())
         except ERRORS as error:
             self._contact.away()
             if not was_away:
                 logger.warning("the database is away, calls go on from memory: %s", error)
-        else:
-            if not self._contact.is_reachable:
-                logger.warning(
-                    "no connection to LISTEN on, so each call asks the database: "
-                    "check DATABASE_DIRECT_URL and the server's max_connections"
-                )
-            self._contact.reachable()
+            return
+        self._contact.reachable()
+        if not was_reachable:
+            logger.warning(
+                "no connection that hears of changes, so each call asks the database: %s. "
+                "Check DATABASE_DIRECT_URL and the server's max_connections",
+                why,
+            )
+
+
+def _mark() -> str:
+    """The text of a notice that names no row of anybody's."""
+    return f"{CHANNEL}.mark={uuid4()}"

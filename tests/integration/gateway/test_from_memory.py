@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
-from django.db import connection
+from django.db import connection, connections
 from django.utils.timezone import now
 
 from gateway.models import CircuitBreaker
@@ -33,7 +33,7 @@ from tests.integration.gateway.test_proxy import reason
 from tests.peers import Peer, status
 from tests.relay import Relay, relayed
 
-BACKGROUND = {"watch", "gauges", "usage", "tools", "log-writer"}
+BACKGROUND = {"watch", "watch: beat", "watch: back", "gauges", "usage", "tools", "log-writer"}
 
 
 def test_a_warm_call_runs_no_sql(scene: Scene, monkeypatch: pytest.MonkeyPatch):
@@ -301,19 +301,31 @@ def test_a_dead_server_is_left_alone_meanwhile_and_its_row_is_told(cuttable: Sce
     assert reason(cuttable.call()) == "circuit_open"
 
 
-def test_only_the_listener_away_each_call_asks(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+async def refused(**_: Any) -> None:
+    raise psycopg.OperationalError("no connection to listen on")
+
+
+async def deaf(**_: Any) -> psycopg.AsyncConnection[Any]:
+    """As through a transaction pooler: LISTEN works, and what is told goes somewhere else."""
+    parameters = connections["default"].get_connection_params() | {"dbname": "postgres"}
+    parameters.pop("cursor_factory", None)
+    return await psycopg.AsyncConnection.connect(**parameters, autocommit=True)
+
+
+@pytest.mark.parametrize("listener", [refused, deaf])
+def test_without_a_listener_that_hears_each_call_asks(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, listener: Any
+):
     """A wrong DATABASE_DIRECT_URL costs speed, and no change is missed."""
-
-    async def refused(**_: Any) -> None:
-        raise psycopg.OperationalError("no connection to listen on")
-
-    monkeypatch.setattr("gateway.proxy.watch.async_direct_connection", refused)
+    monkeypatch.setattr("gateway.proxy.watch.async_direct_connection", listener)
+    monkeypatch.setattr("gateway.proxy.watch.BEAT_SECONDS", 0.1)
     with running_gateway() as url:
-        deaf = Scene(url, scene.tenant, scene.server, scene.key, scene.peer)
-        wait_until(lambda: contact_of(deaf).is_reachable)
-        assert deaf.send().status_code == 200
+        alone = Scene(url, scene.tenant, scene.server, scene.key, scene.peer)
+        wait_until(lambda: contact_of(alone).is_reachable)
+        assert contact_of(alone).era is None
+        assert alone.send().status_code == 200
         MCPServer.objects.filter(id=scene.server.id).update(is_enabled=False)
-        assert reason(deaf.send()) == "server_not_found"
+        assert reason(alone.send()) == "server_not_found"
 
 
 # ---------------------------------------------------------------- a flood of calls
