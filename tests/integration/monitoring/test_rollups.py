@@ -27,16 +27,22 @@ from monitoring.models import (
 from monitoring.queries import ALL_TENANTS
 from monitoring.rollups import rollups_compact, rollups_prune, rollups_rebuild
 from tests.factories import RequestLogFactory, TenantFactory
+from tests.partitions import one_old_partition
 
 pytestmark = pytest.mark.django_db
 
-# Days that lie a little back, so that the log has room for them.
+# Whole days that are over.
 BASE = now().astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=3)
 A, B = UUID(int=0xA), UUID(int=0xB)
 MICROSECOND = timedelta(microseconds=1)
 MANY = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+@pytest.fixture(autouse=True)
+def room_for_old_rows(db: None) -> None:
+    one_old_partition(days=1000)
 
 
 def rows(statement: str, *parameters: Any) -> list[dict[str, Any]]:
