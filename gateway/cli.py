@@ -14,6 +14,14 @@ from gateway.lifeline import die_with_named_parent
 WITHOUT_DATABASE = {"up", "help", "version", "check", "collectstatic", "spectacular"}
 
 
+# Django's own that are about the schema, or about whatever somebody wants: as the tables' owner.
+AS_OWNER = {"migrate", "flush", "sqlflush", "inspectdb", "dbshell"}
+# The walls are for those who log in as the application's role, as these do on the embedded one.
+AS_APPLICATION = {"serve", "worker"}
+# They say themselves as whom they work, or ask the database nothing.
+OWN_WAY = {*AS_APPLICATION, "init_db", "setup_enhanced", "makemigrations"}
+
+
 def main() -> None:
     """Run one management command; exit 0 done, 1 failed, 2 wrong usage."""
     die_with_named_parent()
@@ -21,6 +29,8 @@ def main() -> None:
     arguments = list(sys.argv)
     if len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments[1] = arguments[1].replace("-", "_")
+    if AS_APPLICATION & set(arguments[1:2]):
+        os.environ.setdefault("GATEWAY_EMBEDDED_LOGIN", "mcp_gateway_app")
     sys.exit(_run(arguments))
 
 
@@ -30,6 +40,7 @@ def _run(arguments: list[str]) -> int:
     from django.core.management import execute_from_command_line
     from django.db import OperationalError, ProgrammingError
 
+    from registry.db.crossing import CrossingError
     from registry.db.embedded import EmbeddedError
 
     try:
@@ -38,9 +49,9 @@ def _run(arguments: list[str]) -> int:
             with suppress(SystemExit):  # Django says which names are near, but leaves with 1
                 execute_from_command_line(arguments)
             return 2
-        with _database_for(arguments):
+        with _database_for(arguments), _rights_for(arguments):
             execute_from_command_line(arguments)
-    except (ImproperlyConfigured, EmbeddedError) as error:
+    except (ImproperlyConfigured, EmbeddedError, CrossingError) as error:
         return _fail(str(error))
     except OperationalError as error:
         return _fail(f"The database cannot be used: {_first_line(error)}.")
@@ -58,15 +69,28 @@ def _is_unknown(arguments: list[str]) -> bool:
     return not named.startswith("-") and named not in {"help", "version", *get_commands()}
 
 
+def _rights_for(arguments: list[str]) -> AbstractContextManager[object]:
+    """As whom the command's ORM works: most of them act for every tenant."""
+    from registry.db.crossing import acting_as_owner, crossing_tenants
+
+    if _needs_no_database(arguments) or arguments[1] in OWN_WAY:
+        return nullcontext()
+    return acting_as_owner() if arguments[1] in AS_OWNER else crossing_tenants()
+
+
+def _needs_no_database(arguments: list[str]) -> bool:
+    command = arguments[1] if len(arguments) > 1 else "help"
+    wants_help = command.startswith("-") or {"-h", "--help"} & set(arguments)
+    return bool(wants_help) or command in WITHOUT_DATABASE
+
+
 def _database_for(arguments: list[str]) -> AbstractContextManager[object]:
     """The embedded database for as long as the command runs, where it is ours to start."""
     from django.conf import settings
 
     from registry.db.embedded import local_cluster
 
-    command = arguments[1] if len(arguments) > 1 else "help"
-    wants_help = command.startswith("-") or {"-h", "--help"} & set(arguments)
-    if wants_help or command in WITHOUT_DATABASE or not settings.DATABASE_IS_EMBEDDED:
+    if _needs_no_database(arguments) or not settings.DATABASE_IS_EMBEDDED:
         return nullcontext()
     # As Ctrl-C: the database is left, and stopped if nobody else uses it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

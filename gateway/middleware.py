@@ -3,11 +3,32 @@
 from collections.abc import Awaitable, Callable
 
 from asgiref.sync import markcoroutinefunction
+from django.db import transaction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from registry.db.ids import uuid7
+from registry.db.tenancy import operator_transaction
+
+
+class TransactionMiddleware:
+    """One transaction a request, across tenants: who signs in is looked for in all of them.
+
+    The API narrows it to the caller's tenant as soon as the caller is known. A refusal keeps what
+    was done before it, a failed attempt for instance; an answer of 500 and above undoes all.
+    Synchronous, so that everything inside runs on the thread whose connection this is.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        with operator_transaction():
+            response = self.get_response(request)
+            if response.status_code >= 500:
+                transaction.set_rollback(True)
+        return response
 
 
 class RequestIDMiddleware:

@@ -13,8 +13,15 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
 
 from registry.db.direct import direct_connections, is_about_locks
+from registry.db.roles import Raised, walls_raise
 
-__all__ = ["SchemaBusyError", "migrations_pending", "schema_create"]
+__all__ = [
+    "SchemaBusyError",
+    "migrations_pending",
+    "owners_connection",
+    "schema_create",
+    "walls_create",
+]
 
 APPLICATION_NAME = "mcp-gateway init_db"
 # Any number that no other program on the database uses; the same for every gateway process.
@@ -39,14 +46,30 @@ def schema_create(*, told: Callable[[str], None]) -> int:
     A migration may take as long as it takes, but waits for locks only briefly, because all later
     queries on the table would wait with it: SchemaBusyError then, and nothing is half done.
     """
-    with direct_connections(application_name=APPLICATION_NAME) as (work, _), _alone(work):
+    with owners_connection() as work, _alone(work):
         pending = migrations_pending()
         if pending:
-            with _as_default(work), _locks_in_words():
+            with _locks_in_words():
                 call_command("migrate", interactive=False, verbosity=0)
         for name in pending:
             told(name)
         return len(pending)
+
+
+def walls_create() -> Raised:
+    """Make roles, grants and row-level security what the code declares; SchemaBusyError as above.
+
+    What needs more rights than the owner has is left out, and is in the result.
+    """
+    with owners_connection() as work, _alone(work), _locks_in_words():
+        return walls_raise()
+
+
+@contextmanager
+def owners_connection() -> Iterator[BaseDatabaseWrapper]:
+    """Let the ORM of this thread work as the tables' owner, on a connection of its own."""
+    with direct_connections(application_name=APPLICATION_NAME) as (work, _), _as_default(work):
+        yield work
 
 
 @contextmanager

@@ -53,7 +53,11 @@ GATEWAY_ROLLUP_HOURLY_DAYS = env.read("GATEWAY_ROLLUP_HOURLY_DAYS", env.positive
 # ---------------------------------------------------------------- PostgreSQL
 # Without DATABASE_URL: the embedded one, which the command line starts when a command needs it.
 DATABASE_IS_EMBEDDED = not env.read("DATABASE_URL", str, "")
-_embedded_url = local_cluster(LOCAL_DIR).url("mcp_gateway")
+_cluster = local_cluster(LOCAL_DIR)
+_owners_url = _cluster.url("mcp_gateway")
+# Set by the command line for `serve` and `worker`, which need no more than the application's role.
+_login = env.read("GATEWAY_EMBEDDED_LOGIN", str, "")
+_embedded_url = _cluster.url("mcp_gateway", user=_login) if _login else _owners_url
 
 
 def _database(name: str, default: str) -> dict[str, object]:
@@ -90,6 +94,12 @@ DATABASE_DIRECT = (
 )
 # How much time one new partition of a log covers; those that exist keep their size.
 GATEWAY_PARTITION_DAYS = env.read("GATEWAY_PARTITION_DAYS", env.positive_int, 1)
+# The same database as the tables' owner, who migrates and maintains. None: whoever the others name.
+DATABASE_MAINTENANCE = (
+    _database("DATABASE_MAINTENANCE_URL", _owners_url)
+    if env.read("DATABASE_MAINTENANCE_URL", str, "") or (DATABASE_IS_EMBEDDED and _login)
+    else None
+)
 POSTGRES_EXTRA_AUTO_EXTENSION_SET_UP = False  # hstore is not used; creating it needs rights
 
 CACHES = {"default": env.read("CACHE_URL", env.cache, env.cache("locmem://"))}
@@ -121,6 +131,7 @@ MIDDLEWARE = [
     "gateway.middleware.RequestIDMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "servestatic.middleware.ServeStaticMiddleware",
+    "gateway.middleware.TransactionMiddleware",
     "security.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

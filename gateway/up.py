@@ -22,6 +22,7 @@ from gateway import development
 from gateway.children import Child, ChildError, Children
 from gateway.defaults import DEFAULT_TENANT
 from gateway.listening import check_address, url_of
+from registry.db.crossing import crossing_tenants
 from registry.db.embedded import DATABASE, Cluster, local_cluster
 from registry.db.filelock import lock_alone, open_lock
 from registry.models import Tenant
@@ -106,17 +107,8 @@ def _start(
     sample = children.start("sample", "gateway.sample", "--port", "0")  # while we migrate
     on_step("Creating the schema")
     _run("init_db")
-    _run("optimize_db")
-    tenant = Tenant.objects.get(slug=DEFAULT_TENANT)
-    embedded = settings.DATABASE_IS_EMBEDDED
-    first_run = embedded and not User.objects.exists()
-    password = development.admin_password(folder=settings.LOCAL_DIR, may_reset=embedded)
-    if wanted.seed or (wanted.seed is None and first_run):
-        on_step("Adding development data")
-        _run("seed_dev_data", verbosity=0)  # its keys are shown once, and not in a log
-    key = development.development_key(folder=settings.LOCAL_DIR, tenant=tenant)
-    on_step("Registering the sample server")
-    development.sample_known(tenant=tenant, url=_sample_url(sample))
+    with crossing_tenants():
+        password, key = _lay_out(wanted.seed, sample, on_step)
     connections.close_all()
     on_step("Starting worker and server")
     children.start("worker", "gateway", "worker")
@@ -131,6 +123,24 @@ def _start(
         username=development.ADMIN,
         password=password,
     )
+
+
+def _lay_out(
+    seed: bool | None, sample: Child, on_step: Callable[[str], None]
+) -> tuple[str | None, str]:
+    """What the database needs for a first look; the admin's password and the development key."""
+    _run("optimize_db")
+    tenant = Tenant.objects.get(slug=DEFAULT_TENANT)
+    embedded = settings.DATABASE_IS_EMBEDDED
+    first_run = embedded and not User.objects.exists()
+    password = development.admin_password(folder=settings.LOCAL_DIR, may_reset=embedded)
+    if seed or (seed is None and first_run):
+        on_step("Adding development data")
+        _run("seed_dev_data", verbosity=0)  # its keys are shown once, and not in a log
+    key = development.development_key(folder=settings.LOCAL_DIR, tenant=tenant)
+    on_step("Registering the sample server")
+    development.sample_known(tenant=tenant, url=_sample_url(sample))
+    return password, key
 
 
 def _run(command: str, *, verbosity: int = 1) -> None:

@@ -6,13 +6,16 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import psycopg
+from django.db import Error
 from procrastinate import exceptions
 from procrastinate.contrib.django import app
 from procrastinate.jobs import DeleteJobCondition
+
+from registry.db.crossing import cross_tenants
 
 __all__ = ["run_worker"]
 
@@ -28,11 +31,12 @@ AT_START = ("partitions_create",)
 def run_worker(*, concurrency: int, told: Callable[[str], object]) -> None:
     """Work until SIGTERM or SIGINT; a database that goes away is waited for.
 
+    CrossingError when it may not act for every tenant.
+
     Jobs are synchronous functions in threads, so `concurrency` is the number of database
     connections that jobs use; the queue itself takes up to four more.
     """
-    with app.replace_connector(app.connector.get_worker_connector()):  # type: ignore[attr-defined]
-        asyncio.run(_until_told(concurrency, told))
+    asyncio.run(_until_told(concurrency, told))
 
 
 async def _until_told(concurrency: int, told: Callable[[str], object]) -> None:
@@ -63,9 +67,19 @@ async def _queue_what_is_due_at_start() -> None:
             await task.defer_async(timestamp=int(time.time()))
 
 
+@asynccontextmanager
+async def _queue() -> AsyncIterator[None]:
+    """The queue on connections of its own; they take the role that this process has taken."""
+    connector = app.connector.get_worker_connector()  # type: ignore[attr-defined]
+    with app.replace_connector(connector):
+        async with app.open_async():
+            yield
+
+
 async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event) -> None:
     try:
-        async with app.open_async():
+        await asyncio.to_thread(cross_tenants)
+        async with _queue():
             await _queue_what_is_due_at_start()
             worker = asyncio.create_task(
                 app.run_worker_async(
@@ -81,5 +95,5 @@ async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event) -> Non
             worker.cancel()  # the queue lets running jobs end first
             with suppress(asyncio.CancelledError):
                 await worker
-    except (exceptions.ConnectorException, psycopg.Error, OSError) as error:
+    except (exceptions.ConnectorException, psycopg.Error, Error, OSError) as error:
         logger.warning("the job queue cannot be used: %s", error)

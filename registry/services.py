@@ -20,6 +20,7 @@ from registry import health
 from registry.audit import Actor, audit_write
 from registry.changes import row_change
 from registry.db.encryption import DecryptionError, Sealed
+from registry.db.tenancy import transaction_left
 from registry.health import Checked
 from registry.models import HealthStatus, MCPServer, ServerTool, Tenant, Transport
 from registry.offers import SyncResult, offers_store, sync_failure_note
@@ -264,7 +265,9 @@ def _check_address(url: str, transport: str) -> None:
     try:
         parts = check_url(url, transport=transport)
         host = parts.hostname or ""
-        for ip in resolve(host, port_of(parts)):
+        with transaction_left():  # a request's; DNS may take its time
+            found = resolve(host, port_of(parts))
+        for ip in found:
             policy.check(ip, host=host)
     except HostNotFound:
         return

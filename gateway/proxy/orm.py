@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from django.db import close_old_connections
 
+from registry.db.tenancy import operator_transaction
+
 __all__ = ["OrmThreads"]
 
 T = TypeVar("T")
@@ -30,9 +32,13 @@ class OrmThreads:
 
 
 def _with_connection(work: Callable[[], T]) -> T:
-    """Run on this thread's connection; it is given back, or replaced if PostgreSQL went away."""
+    """Run on this thread's connection; it is given back, or replaced if PostgreSQL went away.
+
+    One transaction, which may look for keys and breakers of every tenant.
+    """
     close_old_connections()
     try:
-        return work()
+        with operator_transaction():
+            return work()
     finally:
         close_old_connections()

@@ -76,6 +76,7 @@ class PerformanceAlertViewSet(
     queryset = PerformanceAlert.objects.none()
     serializer_class = PerformanceAlertSerializer
     filterset_class = AlertFilter
+    of_gateway = True
     read_scope, write_scope = "metrics", "write"
     tenant_field = "server__tenant_id"
     server_field = "server"

@@ -50,6 +50,7 @@ class ScopedViewSet(GenericViewSet[Row], Generic[Row]):
     read_scope: ClassVar[str | None] = None
     write_scope: ClassVar[str | None] = None
     operators_only: ClassVar[bool] = False  # facts about the whole gateway
+    of_gateway: ClassVar[bool] = False  # has rows of no tenant, for those who run the gateway
     tenant_field: ClassVar[str | None] = None  # the way from a row to its tenant's id
     # The way from a row to its server, whose access rules hold: "pk" when it is one.
     server_field: ClassVar[str | None] = None

@@ -10,7 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from django.core import exceptions as django
-from django.db import DataError, IntegrityError, OperationalError
+from django.db import (
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    OperationalError,
+    connection,
+    transaction,
+)
 from rest_framework import exceptions as rest
 from rest_framework.response import Response
 from rest_framework.serializers import as_serializer_error
@@ -49,6 +56,8 @@ class Busy(rest.APIException):
 
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     """The answer to an exception of a view; None lets the server's own 500 happen."""
+    if isinstance(error, DatabaseError) and connection.in_atomic_block:
+        transaction.set_rollback(True)  # PostgreSQL takes no more statements in this transaction
     known = _translate(error)
     response = exception_handler(known, context)
     if response is not None and "detail" in response.data:

@@ -11,6 +11,8 @@ from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import errors
 
+from registry.db.crossing import without_role
+
 __all__ = [
     "BRIEF_LOCK_MS",
     "PoolerError",
@@ -34,8 +36,8 @@ def direct_connections(
 ) -> Iterator[tuple[BaseDatabaseWrapper, BaseDatabaseWrapper]]:
     """Two connections of their own in autocommit, which any thread may use.
 
-    They go where DATABASE_DIRECT_URL says, if it is set. PoolerError when a transaction pooler
-    stands between nevertheless.
+    They are the owner's (DATABASE_MAINTENANCE_URL; without it DATABASE_DIRECT_URL, without that
+    one DATABASE_URL). PoolerError when a transaction pooler stands between nevertheless.
     """
     pair = _open(application_name), _open(application_name)
     try:
@@ -61,11 +63,11 @@ def is_about_locks(error: Error) -> bool:
 def _open(application_name: str) -> BaseDatabaseWrapper:
     default = connections["default"]
     connection = default.copy()
-    # settings.DATABASE_DIRECT: the same database without a pooler in between, if there is one.
-    direct = settings.DATABASE_DIRECT or {}
+    # The same database, as its tables' owner and without a pooler in between, if told apart.
+    direct = settings.DATABASE_MAINTENANCE or settings.DATABASE_DIRECT or {}
     connection.settings_dict = deepcopy(default.settings_dict) | deepcopy(direct)
     options = {**connection.settings_dict["OPTIONS"], "application_name": application_name}
-    connection.settings_dict["OPTIONS"] = options
+    connection.settings_dict["OPTIONS"] = without_role(options)
     connection.inc_thread_sharing()
     return connection
 
@@ -95,7 +97,8 @@ def _refuse_pooler(work: BaseDatabaseWrapper, other: BaseDatabaseWrapper) -> Non
     if taken == before or after != before:
         raise PoolerError(
             "The database is reached through a transaction pooler, where neither time-outs nor "
-            "locks of a session last: set DATABASE_DIRECT_URL to the server itself."
+            "locks of a session last: set DATABASE_DIRECT_URL to the server itself, "
+            "and DATABASE_MAINTENANCE_URL too where there is one."
         )
 
 

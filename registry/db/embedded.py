@@ -127,11 +127,11 @@ class Cluster:
 
     # ------------------------------------------------------------ what callers use
 
-    def url(self, database: str) -> str:
-        """The superuser's URL, for psql and DATABASE_URL alike. Cheap; starts nothing."""
+    def url(self, database: str, *, user: str = "postgres") -> str:
+        """A URL for psql and DATABASE_URL alike, the superuser's unless told. Starts nothing."""
         socket = quote(str(self._socket_folder), safe="/")
         # With the port, because PGPORT in somebody's environment would name another socket.
-        return f"postgresql://postgres@/{quote(database, safe='')}?host={socket}&port={PORT}"
+        return f"postgresql://{user}@/{quote(database, safe='')}?host={socket}&port={PORT}"
 
     @contextmanager
     def running(self) -> Iterator[Cluster]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from django.conf import settings
@@ -10,6 +12,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from registry.db.tenancy import begin_as_operator
+
 __all__ = ["Pool", "async_direct_connection", "async_pool"]
 
 RECONNECT_SECONDS = 5.0
@@ -17,13 +21,28 @@ RECONNECT_SECONDS = 5.0
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 
+class _OperatorPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
+    """The one place where the data plane's statements get their role."""
+
+    @asynccontextmanager
+    async def connection(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109  (psycopg's own parameter)
+    ) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        async with super().connection(timeout) as taken:
+            await begin_as_operator(taken)
+            yield taken
+
+
 def async_pool(*, max_size: int, timeout: float, using: str = "default") -> Pool:
-    """A closed pool of autocommit connections; `await pool.open()` starts it.
+    """A closed pool for work across tenants; `await pool.open()` starts it.
+
+    What happens inside one `pool.connection()` is one transaction as the operator's role.
 
     `timeout` is the longest wait for a free connection, in seconds. Nothing is prepared on the
     server, so that a transaction pooler may stand between.
     """
-    return AsyncConnectionPool(
+    return _OperatorPool(
         kwargs={
             **_parameters(connections[using].settings_dict),
             "autocommit": True,

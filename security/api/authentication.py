@@ -13,6 +13,7 @@ from rest_framework.exceptions import APIException, AuthenticationFailed, Permis
 from rest_framework.request import Request
 
 from registry.api.callers import Caller
+from registry.db.tenancy import narrow_to_tenant
 from registry.models import Tenant, TenantStatus
 from security.authentication import KeyFacts, check_key, presented_key, refuse_unknown_key
 from security.keys import ParsedKey, plain_hash
@@ -58,7 +59,7 @@ class APIKeyAuthentication(authentication.BaseAuthentication):
             raise refused(key)
         row = _checked(key, ip=getattr(request, "client_address", None))
         _note_use(row)
-        return _holder(row), row
+        return _walled(_holder(row)), row
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
@@ -69,7 +70,14 @@ class SessionAuthentication(authentication.SessionAuthentication):
 
     def authenticate(self, request: Request) -> tuple[Caller, None] | None:
         found = super().authenticate(request)
-        return None if found is None else (_signed_in(found[0]), None)
+        return None if found is None else (_walled(_signed_in(found[0])), None)
+
+
+def _walled(caller: Caller) -> Caller:
+    """From here on the request's transaction sees the caller's tenant only."""
+    if caller.tenant_id is not None:
+        narrow_to_tenant(caller.tenant_id)
+    return caller
 
 
 def _checked(key: ParsedKey, *, ip: str | None) -> EnhancedAPIKey | APIKey:

@@ -12,6 +12,7 @@ from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 
 from registry.api.callers import Caller, caller_of
+from registry.db.tenancy import widen_to_operator
 from registry.models import MCPServer
 from security.api.authentication import refused
 from security.authentication import presented_key
@@ -28,8 +29,8 @@ __all__ = ["HasScope", "ServerRules", "require_flag"]
 class HasScope(BasePermission):
     """Lets a caller in who has the scope that the view names, and nobody where it names none.
 
-    A view's attributes: `read_scope`, `write_scope`, `operators_only`, and for access rules
-    `server_field`, `write_flag` and `flag_to_change` (see `registry.api.base.ScopedViewSet`).
+    A view's attributes: `read_scope`, `write_scope`, `operators_only`, `of_gateway`, and for access
+    rules `server_field`, `write_flag` and `flag_to_change` (see `registry.api.base.ScopedViewSet`).
     """
 
     def has_permission(self, request: Request, view: APIView) -> bool:
@@ -39,12 +40,17 @@ class HasScope(BasePermission):
             raise refused(missing)
         if not hasattr(view, (request.method or "").lower()):
             return True  # the answer is 405, whoever asks
-        _require_scope(caller_of(request), _scope(request, view))
-        if getattr(view, "operators_only", False) and not caller_of(request).runs_gateway:
+        caller = caller_of(request)
+        _require_scope(caller, _scope(request, view))
+        for_operators = getattr(view, "operators_only", False)
+        if for_operators and not caller.runs_gateway:
             raise PermissionDenied(
                 "This is about the whole gateway, so it is for operators: use a key or a user of "
                 "the tenant that runs the gateway, or of no tenant."
             )
+        of_gateway = for_operators or getattr(view, "of_gateway", False)
+        if of_gateway and caller.runs_gateway and not caller.is_operator:
+            widen_to_operator()  # such rows belong to no tenant, or are figures of all of them
         return True
 
     def has_object_permission(self, request: Request, view: APIView, obj: Any) -> bool:

@@ -1,35 +1,74 @@
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.timezone import now
 
 from gateway.defaults import defaults_ensure
-from gateway.schema import SchemaBusyError, schema_create
+from gateway.schema import SchemaBusyError, owners_connection, schema_create, walls_create
 from monitoring.audit import Actor
 from monitoring.retention import partitions_prepare
 from registry.db.direct import PoolerError
 from registry.db.partitions import PartitionsError
+from registry.db.roles import Raised, roles_script_here
+from registry.db.tenancy import APP_ROLE
 
 
 class Command(BaseCommand):
-    help = "Create the schema, the default tenant, roles, alerts and retention. Safe to repeat."
+    help = (
+        "Create the schema, the database's roles and walls, the default tenant, groups, alerts and "
+        "retention. Safe to repeat."
+    )
 
-    def handle(self, *, verbosity: int, **_options: Any) -> None:
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--roles-sql",
+            action="store_true",
+            help="Print what a DBA runs to make the roles beforehand, and do nothing.",
+        )
+
+    def handle(self, *, roles_sql: bool, verbosity: int, **_options: Any) -> None:
+        try:
+            if roles_sql:
+                self._print_roles()
+            else:
+                self._create(verbosity)
+        except (PoolerError, SchemaBusyError, PartitionsError) as error:
+            raise CommandError(str(error)) from None
+
+    def _create(self, verbosity: int) -> None:
         def told(name: str) -> None:
             if verbosity > 1:
                 self.stdout.write(f"  {name}")
 
-        try:
-            applied = schema_create(told=told)
+        applied = schema_create(told=told)
+        raised = walls_create()
+        with owners_connection():
             made = defaults_ensure(actor=Actor(service_name="cli"))
             partitions = partitions_prepare(at=now())
-        except (PoolerError, SchemaBusyError, PartitionsError) as error:
-            raise CommandError(str(error)) from None
+        self._warn(raised)
         if verbosity:
             self.stdout.write(f"Schema: {applied} migration(s) applied.")
+            self.stdout.write(f"Walls: {raised.done} change(s) to roles, grants and policies.")
             self.stdout.write(
                 f"Defaults: {made.tenants} tenant(s), {made.groups} role group(s), "
                 f"{made.alerts} alert(s), {made.policies} retention policies added."
             )
             self.stdout.write(f"Partitions of the logs: {partitions} made.")
             self.stdout.write(self.style.SUCCESS("The database is ready."))
+
+    def _print_roles(self) -> None:
+        with owners_connection():
+            self.stdout.write(roles_script_here())
+        self.stdout.write(f"-- Then give {APP_ROLE} a password, in psql: \\password {APP_ROLE}")
+
+    def _warn(self, raised: Raised) -> None:
+        if not raised.walled:
+            self.stderr.write(
+                "Tenants are not walled in the database: its roles are missing, and this user may "
+                "not make them."
+            )
+        if raised.refused:
+            self.stderr.write("Have a superuser run this, then init_db again:")
+            for step in raised.refused:
+                use = "  -- can be done without" if step.is_optional else ""
+                self.stderr.write(f"  {step.text()}{use}")

@@ -1,7 +1,10 @@
+from contextlib import nullcontext
 from typing import Any
 
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
+
+from registry.db.crossing import crossing_tenants
 
 
 class Command(BaseCommand):
@@ -30,9 +33,11 @@ class Command(BaseCommand):
             steps.append("seed_dev_data")
         for step in steps:
             self.stdout.write(self.style.MIGRATE_HEADING(step))
-            call_command(
-                step,
-                verbosity=2 if verbose else verbosity,
-                stdout=self.stdout._out,
-                stderr=self.stderr._out,
-            )
+            # Only after the first step there is a role to take.
+            with nullcontext() if step == "init_db" else crossing_tenants():
+                call_command(
+                    step,
+                    verbosity=2 if verbose else verbosity,
+                    stdout=self.stdout._out,
+                    stderr=self.stderr._out,
+                )

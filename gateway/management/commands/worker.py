@@ -4,6 +4,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from gateway.worker import run_worker
+from registry.db.crossing import CrossingError
 
 
 class Command(BaseCommand):
@@ -22,4 +23,7 @@ class Command(BaseCommand):
                 "Set SECRET_KEY and ENCRYPTION_KEYS: in production every process must share them. "
                 "(DEBUG=on uses those that were made for development.)"
             )
-        run_worker(concurrency=concurrency, told=self.stdout.write)
+        try:
+            run_worker(concurrency=concurrency, told=self.stdout.write)
+        except CrossingError as error:
+            raise CommandError(str(error)) from None
