@@ -62,7 +62,18 @@ class _Scope:
     role: str
     tenant: str
     block: transaction.Atomic
-    is_outermost: bool
+    is_nested: bool
+    depth: int = 0  # savepoints that are open where nobody opened one inside
+    before: tuple[str, str] = ("", "")
+
+    def set(self, connection: BaseDatabaseWrapper) -> None:
+        self.depth = len(connection.savepoint_ids)
+        self.before = _enter(connection, self.role, self.tenant)
+
+    def reset(self, connection: BaseDatabaseWrapper) -> None:
+        # The end of a transaction does it by itself, and so does a rollback to a savepoint.
+        if self.is_nested and not connection.needs_rollback:
+            _enter(connection, *self.before)
 
 
 @contextmanager
@@ -104,37 +115,35 @@ def widen_to_operator(*, using: str = "default") -> None:
 def transaction_left(*, using: str = "default") -> Iterator[None]:
     """Wait for the network inside without a transaction; afterwards go on in a new one.
 
-    What was done so far is committed. The new transaction has the same role and tenant. Inside of
-    a transaction that others opened nothing changes: theirs cannot be left.
+    What was done so far is committed. The new transaction has the same role and tenant. Where
+    somebody opened a transaction inside of ours, nothing changes: theirs cannot be left.
     """
     connection = connections[using]
     scope = next(iter(_scopes(connection)[-1:]), None)
-    if scope is None or not scope.is_outermost or connection.savepoint_ids:
+    if scope is None or len(connection.savepoint_ids) != scope.depth:
         yield
         return
+    scope.reset(connection)
     scope.block.__exit__(None, None, None)
     try:
         yield
     finally:
         scope.block.__enter__()
-        _enter(connection, scope.role, scope.tenant)
+        scope.set(connection)
 
 
 @contextmanager
 def _scope(role: str, tenant: str, using: str) -> Iterator[None]:
     connection = connections[using]
-    block = transaction.atomic(using=using)
-    scope = _Scope(role, tenant, block, is_outermost=not connection.in_atomic_block)
-    with block:
-        before = _enter(connection, role, tenant)
+    scope = _Scope(role, tenant, transaction.atomic(using=using), connection.in_atomic_block)
+    with scope.block:
+        scope.set(connection)
         _scopes(connection).append(scope)
         try:
             yield
         finally:
             _scopes(connection).pop()
-        # The end of a transaction resets both by itself, and so does a rollback to a savepoint.
-        if not scope.is_outermost and not connection.needs_rollback:
-            _enter(connection, *before)
+        scope.reset(connection)
 
 
 def _change(role: str, tenant: str, using: str) -> None:

@@ -1,6 +1,8 @@
+from contextlib import nullcontext
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import connection
 from django.utils.timezone import now
 
 from gateway.defaults import defaults_ensure
@@ -42,7 +44,8 @@ class Command(BaseCommand):
 
         applied = schema_create(told=told)
         raised = walls_create()
-        with owners_connection():
+        # As the owner: the application's role may have no password yet.
+        with nullcontext() if connection.in_atomic_block else owners_connection():
             made = defaults_ensure(actor=Actor(service_name="cli"))
             partitions = partitions_prepare(at=now())
         self._warn(raised)
