@@ -1,0 +1,133 @@
+"""Every table has the wall that is declared, and the catalogue is brought to the declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.db import connection
+
+from registry.db import roles
+from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE, READER_ROLE
+from registry.db.walls import walls
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("walls")]
+
+# These lead to a tenant. (What leads to a user only, such as a user's groups, has no grant at all
+# for the application's role, see below.)
+LEADING = ("tenant_id", "server_id", "target_server_id")
+
+
+@pytest.fixture
+def repaired() -> Iterator[None]:
+    """Whatever a test breaks is whole again afterwards."""
+    yield
+    roles.walls_raise()
+    assert roles.walls_raise().done == 0
+
+
+def rows(query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(query, parameters or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_every_table_that_leads_to_a_tenant_has_a_wall() -> None:
+    found = rows(
+        "SELECT DISTINCT c.relname FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid"
+        " WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')"
+        " AND NOT c.relispartition AND a.attname = ANY(%s) AND NOT a.attisdropped",
+        list(LEADING),
+    )
+    through_others = {"tenants", "sessions"}
+    assert {row[0] for row in found} | through_others == {wall.table for wall in walls()}
+
+
+def test_every_wall_is_forced_and_is_a_tables() -> None:
+    found = rows(
+        "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
+        " AND relrowsecurity AND relforcerowsecurity AND NOT relispartition"
+    )
+    assert {row[0] for row in found} == {wall.table for wall in walls()}
+    tables = {model._meta.db_table for model in apps.get_models()}
+    assert {wall.table for wall in walls()} <= tables
+
+
+def test_the_application_is_given_walled_tables_and_the_queue_only() -> None:
+    found = rows(
+        "SELECT DISTINCT c.relname FROM pg_class AS c CROSS JOIN aclexplode(c.relacl) AS acl"
+        " WHERE acl.grantee IN (0, %s::regrole) AND c.relkind <> 'S'"
+        " AND c.relnamespace = current_schema()::regnamespace"
+        " AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')",
+        APP_ROLE,
+    )
+    assert {row[0] for row in found} == {wall.table for wall in walls()} | roles.QUEUE.keys()
+
+
+def test_the_application_does_not_have_the_operators_rights_by_itself() -> None:
+    [(inherited, bypasses, is_super)] = rows(
+        "SELECT pg_has_role(oid, %s, 'USAGE'), rolbypassrls, rolsuper FROM pg_roles"
+        " WHERE rolname = %s",
+        OPERATOR_ROLE,
+        APP_ROLE,
+    )
+    assert (inherited, bypasses, is_super) == (False, False, False)
+
+
+def test_a_login_has_its_time_outs_where_a_pooler_drops_them() -> None:
+    [(settings,)] = rows(
+        "SELECT s.setconfig FROM pg_db_role_setting AS s"
+        " WHERE s.setrole = %s::regrole AND s.setdatabase = 0",
+        APP_ROLE,
+    )
+    assert set(settings) >= {f"{name}={value}" for name, value in roles.LIMITS.items()}
+
+
+@pytest.mark.usefixtures("repaired")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ALTER TABLE mcp_servers DISABLE ROW LEVEL SECURITY",
+        "ALTER TABLE mcp_servers NO FORCE ROW LEVEL SECURITY",
+        "DROP POLICY tenant_reads ON mcp_servers",
+        "ALTER POLICY tenant_reads ON mcp_servers USING (true)",
+        "CREATE POLICY everybody ON mcp_servers USING (true)",
+        "REVOKE SELECT ON mcp_servers FROM mcp_gateway_app",
+        "GRANT DELETE ON audit_logs TO mcp_gateway_app",
+        "GRANT UPDATE ON audit_logs TO mcp_gateway_operator",
+        "GRANT SELECT ON users_groups TO mcp_gateway_app",
+        "GRANT SELECT ON performance_monitoring TO mcp_gateway_app",
+        "GRANT SELECT ON mcp_servers TO mcp_gateway_reader",
+        "GRANT CREATE ON SCHEMA public TO mcp_gateway_app",
+        "ALTER ROLE mcp_gateway_app INHERIT",
+    ],
+)
+def test_what_was_changed_by_hand_is_put_right(damage: str) -> None:
+    rows(damage)
+    assert roles.walls_raise().done > 0
+    assert roles.walls_raise() == roles.Raised(done=0)
+
+
+def test_the_script_for_a_dba_makes_everything() -> None:
+    script = roles.roles_script(owner="gateway", version=150_000)
+    for role in (APP_ROLE, OPERATOR_ROLE, READER_ROLE):
+        assert f'CREATE ROLE "{role}"' in script
+    assert f'GRANT "{OPERATOR_ROLE}" TO "gateway";' in script
+    assert "PASSWORD" not in script
+
+
+def test_expressions_find_the_tenant_once_a_statement() -> None:
+    """A sub-select without a reference outside is an InitPlan: not one call a row."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET ROLE mcp_gateway_app")
+        try:
+            cursor.execute("EXPLAIN SELECT FROM mcp_servers")
+            plan = "\n".join(row[0] for row in cursor.fetchall())
+        finally:
+            cursor.execute("RESET ROLE")
+    assert "InitPlan" in plan
+    assert [
+        line for line in plan.splitlines() if "Filter" in line and "current_setting" in line
+    ] == []
