@@ -14,8 +14,9 @@ from gateway.lifeline import die_with_named_parent
 WITHOUT_DATABASE = {"up", "help", "version", "check", "collectstatic", "spectacular"}
 
 
-# Django's own that are about the schema, or about whatever somebody wants: as the tables' owner.
-AS_OWNER = {"migrate", "flush", "sqlflush", "inspectdb", "dbshell"}
+# As the tables' owner: Django's own that are about the schema, or about whatever somebody wants;
+# and one that also removes rows from a log that is append-only for everybody else.
+AS_OWNER = {"migrate", "flush", "sqlflush", "inspectdb", "dbshell", "seed_dev_data"}
 # The walls are for those who log in as the application's role, as these do on the embedded one.
 AS_APPLICATION = {"serve", "worker"}
 # They say themselves as whom they work, or ask the database nothing.
@@ -71,10 +72,13 @@ def _is_unknown(arguments: list[str]) -> bool:
 
 def _rights_for(arguments: list[str]) -> AbstractContextManager[object]:
     """As whom the command's ORM works: most of them act for every tenant."""
+    import django
+
     from registry.db.crossing import acting_as_owner, crossing_tenants
 
     if _needs_no_database(arguments) or arguments[1] in OWN_WAY:
         return nullcontext()
+    django.setup()  # which comes before the first query
     return acting_as_owner() if arguments[1] in AS_OWNER else crossing_tenants()
 
 

@@ -22,7 +22,7 @@ from gateway import development
 from gateway.children import Child, ChildError, Children
 from gateway.defaults import DEFAULT_TENANT
 from gateway.listening import check_address, url_of
-from registry.db.crossing import crossing_tenants
+from registry.db.crossing import acting_as_owner, crossing_tenants
 from registry.db.embedded import DATABASE, Cluster, local_cluster
 from registry.db.filelock import lock_alone, open_lock
 from registry.models import Tenant
@@ -136,7 +136,8 @@ def _lay_out(
     password = development.admin_password(folder=settings.LOCAL_DIR, may_reset=embedded)
     if seed or (seed is None and first_run):
         on_step("Adding development data")
-        _run("seed_dev_data", verbosity=0)  # its keys are shown once, and not in a log
+        with acting_as_owner():
+            _run("seed_dev_data", verbosity=0)  # its keys are shown once, and not in a log
     key = development.development_key(folder=settings.LOCAL_DIR, tenant=tenant)
     on_step("Registering the sample server")
     development.sample_known(tenant=tenant, url=_sample_url(sample))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
-from django.db import connection, transaction
+from django.db.backends.utils import CursorWrapper
 from psycopg import sql
 
 from monitoring.models import RequestRollupDelta
@@ -16,6 +18,7 @@ from monitoring.retention import (
 )
 from monitoring.rollups import rollups_compact, rollups_prune
 from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
+from registry.db.direct import direct_connections
 from registry.periodic import PeriodicTask, Stop, never
 
 __all__ = ["PERIODIC"]
@@ -67,23 +70,34 @@ def request_rollups_prune(*, at: datetime, stop: Stop = never) -> int:
 
 
 def tables_analyze(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (as of now)
-    """Refresh planner statistics of tables that changed a lot; blocks no write."""
+    """Refresh planner statistics of tables that changed a lot, as their owner; blocks no write."""
     done = 0
-    for table in _stale_tables():
-        if stop():
-            break
-        with transaction.atomic(), connection.cursor() as cursor:
-            # A large table takes longer than what a request may.
-            cursor.execute("SET LOCAL statement_timeout = '15min'")
+    with _owners_cursor() as cursor:
+        for table in _stale_tables(cursor):
+            if stop():
+                break
             cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(table)))
-        done += 1
+            done += 1
     return done
 
 
-def _stale_tables() -> list[str]:
-    with connection.cursor() as cursor:
-        cursor.execute(_STALE)
-        return [row[0] for row in cursor.fetchall()]
+def _due(_at: datetime) -> int:
+    with _owners_cursor() as cursor:
+        return len(_stale_tables(cursor))
+
+
+@contextmanager
+def _owners_cursor() -> Iterator[CursorWrapper]:
+    name = "mcp-gateway tables_analyze"
+    with direct_connections(application_name=name) as (work, _), work.cursor() as cursor:
+        # A large table takes longer than what a request may.
+        cursor.execute("SET statement_timeout = '15min'")
+        yield cursor
+
+
+def _stale_tables(cursor: CursorWrapper) -> list[str]:
+    cursor.execute(_STALE)
+    return [row[0] for row in cursor.fetchall()]
 
 
 PERIODIC = (
@@ -140,7 +154,7 @@ PERIODIC = (
         cron="*/30 * * * *",
         unit="tables",
         does="Refresh the planner's statistics where a table changed a lot.",
-        due=lambda _at: len(_stale_tables()),
+        due=_due,
         run=tables_analyze,
     ),
 )

@@ -56,10 +56,13 @@ def crossing_tenants(*, using: str = "default") -> Iterator[None]:
 def acting_as_owner(*, using: str = "default") -> Iterator[None]:
     """Inside, new connections of this process are the tables' owner's."""
     connection = connections[using]
+    owner = settings.DATABASE_MAINTENANCE or settings.DATABASE_DIRECT
+    if not owner or connection.in_atomic_block:
+        yield
+        return
     before = deepcopy(dict(connection.settings_dict))
-    connection.settings_dict.update(
-        deepcopy(settings.DATABASE_MAINTENANCE or settings.DATABASE_DIRECT or {})
-    )
+    connection.close()
+    connection.settings_dict.update(deepcopy(owner))
     try:
         yield
     finally:

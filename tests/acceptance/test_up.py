@@ -23,6 +23,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from registry.db.embedded import Cluster
+from registry.db.tenancy import APP_ROLE
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_SECONDS = 60
@@ -144,6 +145,23 @@ def signs_in(url: str, *, username: str, password: str) -> bool:
         return page.status_code == 200 and page.url.path == "/admin/"
 
 
+def lists_servers(found: dict[str, Any]) -> list[str]:
+    """The slugs of the key's own enabled servers that are no development data."""
+    key = {"Authorization": f"Bearer {found['api_key']}"}
+    address = f"{found['url']}/api/v1/servers?slug={found['server']}"
+    answer = httpx2.get(address, headers=key, trust_env=False)
+    return [row["slug"] for row in answer.json()["results"]]
+
+
+def wait_for_worker(connection: psycopg.Connection[Any]) -> None:
+    """Until a job that the worker itself put on the queue is done: the sample is checked."""
+    deadline = time.monotonic() + 130  # health checks are due every minute
+    checks = "SELECT count(*) > 1 FROM server_metrics JOIN mcp_servers s ON s.id = server_id"
+    while connection.execute(checks + " WHERE s.slug = 'sample'").fetchone() != (True,):
+        assert time.monotonic() < deadline, "the worker checked nothing"
+        time.sleep(0.2)
+
+
 async def call_add(url: str, key: str) -> str:
     async with (
         httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http,
@@ -165,6 +183,17 @@ def test_up_serves_stops_and_finds_its_data_again(
     with psycopg.connect(found["database_url"]) as connection:
         tools = connection.execute("SELECT count(*) FROM server_tools WHERE name = 'add'")
         assert tools.fetchone() == (1,)
+        assert lists_servers(found) == ["sample"]
+        wait_for_worker(connection)
+        # The data plane, the admin, the API and the worker: all of them are walled in.
+        logins = connection.execute(
+            "SELECT DISTINCT usename FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        assert logins.fetchall() == [(APP_ROLE,)]
+        with connection.transaction():
+            connection.execute("SET LOCAL ROLE mcp_gateway_app")
+            assert connection.execute("SELECT FROM mcp_servers").fetchall() == []
 
     for secret in ("development-key", "admin-password", "up.lock"):
         assert mode(local / secret) == 0o600

@@ -1,10 +1,18 @@
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
 
-from registry.db.crossing import crossing_tenants
+from registry.db.crossing import acting_as_owner, crossing_tenants
+
+# As the command line gives them to each alone. Only after the first there is a role to take.
+RIGHTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "init_db": nullcontext,
+    "optimize_db": crossing_tenants,
+    "seed_dev_data": acting_as_owner,
+}
 
 
 class Command(BaseCommand):
@@ -33,8 +41,7 @@ class Command(BaseCommand):
             steps.append("seed_dev_data")
         for step in steps:
             self.stdout.write(self.style.MIGRATE_HEADING(step))
-            # Only after the first step there is a role to take.
-            with nullcontext() if step == "init_db" else crossing_tenants():
+            with RIGHTS[step]():
                 call_command(
                     step,
                     verbosity=2 if verbose else verbosity,
