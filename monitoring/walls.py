@@ -14,6 +14,14 @@ WALLS = (
     ),
     # The data plane writes it, for everybody.
     Wall(table="request_logs", read="tenant_id = {tenant}"),
+    # A trigger of request_logs and the worker write these. The rows of all tenants together bear no
+    # tenant's id, so they are the operators'.
+    Wall(table="request_rollups", read="tenant_id = {tenant}"),
+    Wall(table="request_rollup_deltas", read="tenant_id = {tenant}"),
+    Wall(table="request_usage", read="tenant_id = {tenant}"),
+    Wall(table="request_usage_deltas", read="tenant_id = {tenant}"),
+    Wall(table="request_users", read="tenant_id = {tenant}"),
+    Wall(table="request_user_deltas", read="tenant_id = {tenant}"),
     # Alerts on all servers are the operators'.
     Wall(table="performance_alerts", read=OF_OWN_SERVER, change=OF_OWN_SERVER),
 )

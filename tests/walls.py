@@ -79,7 +79,9 @@ def make_tenant() -> tuple[Tenant, MCPServer]:
 @contextmanager
 def raw_connection(*, user: str = APP_ROLE) -> Iterator[psycopg.Connection[Any]]:
     """A session of psycopg's own, logged in as the application's role unless told."""
-    with psycopg.connect(**{**_parameters("default"), "user": user}, autocommit=True) as own:
+    with psycopg.connect(
+        **{**_parameters(connections["default"].settings_dict), "user": user}, autocommit=True
+    ) as own:
         yield own
 
 

@@ -43,7 +43,7 @@ async def transaction(pool: Pool, table: Table) -> AsyncIterator[AsyncConnection
     See Note [Waiting for the disk] in `monitoring.logwriter`.
     """
     wait = "on" if table is AUDIT_LOGS else "local"
-    async with pool.connection() as connection, connection.transaction():
+    async with pool.connection() as connection:  # one transaction, as the operator's role
         await connection.execute("SELECT set_config('synchronous_commit', %s, true)", [wait])
         yield connection
 
