@@ -16,6 +16,7 @@ import asyncio
 import multiprocessing
 import os
 import secrets
+import signal
 import statistics
 import sys
 import time
@@ -49,6 +50,7 @@ class Turn:
 
 def main() -> None:
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and the scratch database goes, too
     _setup()
     say = sys.stdout.write
     say(f"put(): {_put_microseconds():.2f} us a row; with the row's making {_made():.2f} us\n")
@@ -197,7 +199,9 @@ def _run(name: str, *, rows: int, writers: int, batch: int) -> list[Turn]:
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(writers), context.Queue()
     arguments = (name, rows // writers, batch, start, results)
-    processes = [context.Process(target=_writer, args=arguments) for _ in range(writers)]
+    processes = [
+        context.Process(target=_writer, args=arguments, daemon=True) for _ in range(writers)
+    ]
     for process in processes:
         process.start()
     turns = [results.get(timeout=600) for _ in range(writers * ROUNDS * len(ARMS))]
