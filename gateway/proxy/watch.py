@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from uuid import uuid4
@@ -56,20 +57,30 @@ class Watch:
         self._pause = FIRST_PAUSE
 
     async def run(self) -> None:
-        while True:
-            why: object = None
-            try:
-                await self._stay_in_touch()
-            except ERRORS as error:
-                why = error
-                if self._contact.era is not None:
-                    logger.warning("the gateway lost its listening connection: %s", error)
-                    self._contact.lost()
-                    await asyncio.sleep(FIRST_PAUSE)
-                    continue  # most often it can simply be made again
-            await self._look_elsewhere(why)
-            await asyncio.sleep(self._pause)
-            self._pause = min(LONGEST_PAUSE, self._pause * 2)
+        try:
+            while True:
+                await self._one_attempt()
+        finally:
+            self._contact.lost()  # nobody listens any more
+
+    async def _one_attempt(self) -> None:
+        """Stay in touch for as long as it lasts; then see what is left."""
+        why: object = None
+        try:
+            await self._stay_in_touch()
+        except ERRORS as error:
+            why = error
+        except Exception as error:
+            logger.exception("listening failed")
+            why = error
+        if self._contact.era is not None:
+            logger.warning("the gateway lost its listening connection: %s", why)
+            self._contact.lost()
+            await asyncio.sleep(FIRST_PAUSE)  # most often it can simply be made again
+            return
+        await self._look_elsewhere(why)
+        await asyncio.sleep(self._pause)
+        self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
     async def _stay_in_touch(self) -> None:
         connection = await async_direct_connection(application_name="mcp-gateway changes")
@@ -94,11 +105,14 @@ class Watch:
 
     async def _check_hearing(self, connection: AsyncConnection[TupleRow]) -> None:
         """Deaf when a notice that is sent now does not arrive."""
-        mark = _mark()
+        mark, until = _mark(), time.monotonic() + BEAT_SECONDS
         await self._announce(mark)
-        async for notice in connection.notifies(timeout=BEAT_SECONDS):
-            self._forget(notice.payload)
-            if notice.payload == mark:
+        while (left := until - time.monotonic()) > 0:
+            # Never left early: what came in the same packet would be lost with the generator.
+            texts = [n.payload async for n in connection.notifies(timeout=left, stop_after=1)]
+            for text in texts:
+                self._forget(text)
+            if mark in texts:
                 return
         raise Deaf("notices do not arrive on it; is a transaction pooler in between?")
 
