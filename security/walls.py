@@ -9,7 +9,16 @@ __all__ = ["WALLS"]
 _OF_OWN_USER: LiteralString = (
     "EXISTS (SELECT FROM users AS person WHERE person.id = user_id AND person.tenant_id = {tenant})"
 )
-# A rule belongs to its subject's tenant: a shared server has rules of many.
+# A rule belongs to its subject's tenant, for a shared server has rules of many; and to its
+# server's, for it goes when the server goes. See Note [IN to read, EXISTS to change].
+_RULE_READ: LiteralString = (
+    "tenant_id = {tenant}"
+    " OR user_id IN (SELECT person.id FROM users AS person WHERE person.tenant_id = {tenant})"
+    " OR api_key_id IN"
+    " (SELECT key.id FROM enhanced_api_keys AS key WHERE key.tenant_id = {tenant})"
+    " OR server_id IN"
+    " (SELECT server.id FROM mcp_servers AS server WHERE server.tenant_id = {tenant})"
+)
 _OF_OWN_SUBJECT: LiteralString = (
     "tenant_id = {tenant} OR " + _OF_OWN_USER + " OR EXISTS (SELECT FROM enhanced_api_keys AS key"
     " WHERE key.id = api_key_id AND key.tenant_id = {tenant})"
@@ -33,8 +42,7 @@ WALLS = (
     ),
     Wall(
         table="server_access_control",
-        # Those on a tenant's own servers go when the server goes, whoever they are about.
-        read=_OF_OWN_SUBJECT + " OR " + OF_OWN_SERVER,
+        read=_RULE_READ,
         change=_OF_OWN_SUBJECT + " OR " + OF_OWN_SERVER,
         add="(" + _OF_OWN_SUBJECT + ") AND " + OF_VISIBLE_SERVER,
     ),
