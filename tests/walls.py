@@ -9,8 +9,11 @@ from typing import Any
 import psycopg
 from django.contrib.auth.models import Group, Permission
 from django.db import connection, connections
+from django.utils.timezone import now
 
 from gateway.models import CircuitBreaker, ConnectionPool, RequestQueue
+from monitoring.models import RequestRollup, RequestUsage, RequestUser
+from registry.db.ids import uuid7
 from registry.db.pool import _parameters
 from registry.db.tenancy import APP_ROLE
 from registry.models import (
@@ -69,11 +72,23 @@ def make_tenant() -> tuple[Tenant, MCPServer]:
     for subject in ({"user": user}, {"api_key": key}):
         ServerAccessControlFactory(server=server, **subject)
     AuditLogFactory(tenant_id=tenant.pk)
-    RequestLogFactory(tenant_id=tenant.pk, target_server_id=server.pk)
+    RequestLogFactory(tenant_id=tenant.pk, user_id=user.pk, target_server_id=server.pk)
+    _rollups(tenant)
     PerformanceAlertFactory(server=server)
     for model in (CircuitBreaker, ConnectionPool, RequestQueue):
         model.objects.get_or_create(server=server)
     return tenant, server
+
+
+def _rollups(tenant: Tenant) -> None:
+    sums = {"requests": 1, "errors": 0, "sum_ms": 1.0, "max_ms": 1.0, "bytes_in": 1, "bytes_out": 1}
+    hour = now().replace(minute=0, second=0, microsecond=0)
+    seen = {"tenant_id": tenant.pk, "bucket": hour, "first_seen": hour, "last_seen": hour}
+    RequestRollup.objects.create(
+        tenant_id=tenant.pk, bucket=hour, minutes=60, bins=[0], counts=[1], **sums
+    )
+    RequestUsage.objects.create(server_id=uuid7(), tool_name="x", **seen, **sums)
+    RequestUser.objects.create(user_id=uuid7(), **seen)
 
 
 @contextmanager

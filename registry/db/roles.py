@@ -28,10 +28,12 @@ LIMITS: dict[str, str] = {
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "30s",
 }
-# Tables without tenants that a tenant's request needs: it asks the worker for things.
-QUEUE: dict[str, frozenset[str]] = {
+# Tables without tenants that a tenant's request needs: it asks the worker for things, and its
+# summaries have to know how far back the rollups reach.
+WITHOUT_TENANT: dict[str, frozenset[str]] = {
     "procrastinate_jobs": frozenset({"SELECT", "INSERT"}),
     "procrastinate_events": frozenset({"INSERT"}),
+    "request_rollup_horizons": frozenset({"SELECT"}),
 }
 # Nothing for dashboards: who may sign in and what they clicked, and the queue's inside.
 CLOSED_TO_READER = ("auth_", "django_", "procrastinate_", "users_")
@@ -329,7 +331,7 @@ def _table_steps(using: str, table: str) -> Iterator[Step]:
 def _privileges(table: str, wall: Wall | None) -> dict[str, frozenset[str]]:
     """What each role may do with a table; which of its rows is the policies' to say."""
     if wall is None:
-        return {APP_ROLE: QUEUE.get(table, frozenset()), OPERATOR_ROLE: EVERYTHING}
+        return {APP_ROLE: WITHOUT_TENANT.get(table, frozenset()), OPERATOR_ROLE: EVERYTHING}
     added = frozenset({"INSERT"}) if wall.check else frozenset()
     changed = frozenset({"UPDATE", "DELETE"}) if wall.change else frozenset()
     operator = EVERYTHING - {"UPDATE", "DELETE"} if wall.append_only else EVERYTHING

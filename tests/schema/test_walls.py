@@ -55,7 +55,7 @@ def test_every_wall_is_forced_and_is_a_tables() -> None:
     assert {wall.table for wall in walls()} <= tables
 
 
-def test_the_application_is_given_walled_tables_and_the_queue_only() -> None:
+def test_the_application_is_given_walled_tables_and_few_others() -> None:
     found = rows(
         "SELECT DISTINCT c.relname FROM pg_class AS c CROSS JOIN aclexplode(c.relacl) AS acl"
         " WHERE acl.grantee IN (0, %s::regrole) AND c.relkind <> 'S'"
@@ -63,7 +63,8 @@ def test_the_application_is_given_walled_tables_and_the_queue_only() -> None:
         " AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')",
         APP_ROLE,
     )
-    assert {row[0] for row in found} == {wall.table for wall in walls()} | roles.QUEUE.keys()
+    walled = {wall.table for wall in walls()}
+    assert {row[0] for row in found} == walled | roles.WITHOUT_TENANT.keys()
 
 
 def test_the_application_does_not_have_the_operators_rights_by_itself() -> None:
