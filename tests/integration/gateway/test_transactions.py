@@ -14,12 +14,11 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory
 
 from gateway.middleware import TransactionMiddleware
-from monitoring.models import ServerMetric
 from monitoring.tasks import tables_analyze
 from registry import services
 from registry.db import crossing, roles
 from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE, tenant_transaction
-from registry.models import MCPServer, Tenant
+from registry.models import MCPServer, ServerMetric, Tenant
 from security.models import User
 from tests.api import API, client_of
 from tests.factories import MCPServerFactory, TenantFactory, UserFactory
@@ -152,7 +151,7 @@ def test_new_threads_of_the_process_cross_too() -> None:
 
 @pytest.mark.usefixtures("as_app")
 def test_a_pooler_that_drops_the_role_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossing, "_OPTION", " ")
+    monkeypatch.setattr(crossing, "_OPTION", " -c application_name=dropped")
     with pytest.raises(crossing.CrossingError, match="DATABASE_DIRECT_URL"):
         crossing.cross_tenants()
 
