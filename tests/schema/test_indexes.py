@@ -11,6 +11,7 @@ from django.db import connection, transaction
 
 from monitoring.optimize.state import State, declared_state, our_labels
 from registry.db.catalogue import IndexEntry, catalogue
+from registry.db.tenancy import operator_transaction
 
 # pytest-django makes the test database only where a test is marked: without the mark the module's
 # fixtures would run on the development database.
@@ -78,7 +79,7 @@ def _plan(entry: IndexEntry) -> tuple[set[str], set[str]]:
         for child in node.get("Plans", []):
             walk(child)
 
-    with connection.cursor() as cursor:
+    with operator_transaction(), connection.cursor() as cursor:  # as the gateway runs them
         query, parameters = entry.query().query.sql_with_params()
         cursor.execute(f"EXPLAIN (FORMAT JSON) {query}", parameters)
         walk(cursor.fetchone()[0][0]["Plan"])
