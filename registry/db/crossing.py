@@ -18,7 +18,14 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from registry.db.tenancy import OPERATOR_ROLE
 
-__all__ = ["CrossingError", "acting_as_owner", "cross_tenants", "crossing_tenants", "without_role"]
+__all__ = [
+    "CrossingError",
+    "acting_as_owner",
+    "cross_tenants",
+    "crossing_check",
+    "crossing_tenants",
+    "without_role",
+]
 
 _OPTION = f" -c role={OPERATOR_ROLE}"
 # May take the role, has its rights already, is walled in.
@@ -93,17 +100,30 @@ def without_role(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "options": options.get("options", "").replace(_OPTION, "")}
 
 
-def _take_role(connection: BaseDatabaseWrapper) -> None:
+def crossing_check(*, using: str = "default") -> None:
+    """CrossingError where transactions could not act for every tenant. Leaves nothing open."""
+    try:
+        _needs_role(connections[using])
+    finally:
+        connections[using].close()
+
+
+def _needs_role(connection: BaseDatabaseWrapper) -> bool:
+    """Whether rows of every tenant are seen with the role, and not without it."""
     with connection.cursor() as cursor:
         cursor.execute(_STANDING, {"role": OPERATOR_ROLE})
         may_take, passes, walled, user = cursor.fetchone()
-    if passes or (not may_take and not walled):
-        return
-    if not may_take:
+    if walled and not may_take and not passes:
         raise CrossingError(
             f"The database role {user} is walled in and would see no tenant's rows: have a "
             f'superuser run GRANT {OPERATOR_ROLE} TO "{user}", or use the roles of init_db.'
         )
+    return bool(may_take and not passes)
+
+
+def _take_role(connection: BaseDatabaseWrapper) -> None:
+    if not _needs_role(connection):
+        return
     connection.close()
     options = connection.settings_dict["OPTIONS"]
     options["options"] = without_role(options)["options"] + _OPTION

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
 from django.core.management import BaseCommand, CommandError, CommandParser
+from django.db import OperationalError
 
 from gateway.listening import check_address
 from gateway.server import serve
+from registry.db.crossing import CrossingError, crossing_check
 
 
 def positive(text: str) -> int:
@@ -37,4 +40,9 @@ class Command(BaseCommand):
                 "Set SECRET_KEY and ENCRYPTION_KEYS: in production the gateway does not run on "
                 "secrets that it made itself."
             )
+        try:
+            with suppress(OperationalError):  # away: calls are answered with 503 until it is back
+                crossing_check()
+        except CrossingError as error:
+            raise CommandError(str(error)) from None
         serve(host=host, port=check_address(host, port), workers=workers)

@@ -166,6 +166,8 @@ def test_a_role_that_would_see_nothing_is_told() -> None:
     try:
         with pytest.raises(crossing.CrossingError, match=r'GRANT .* TO "wall_stranger"'):
             crossing.cross_tenants()
+        with pytest.raises(crossing.CrossingError, match="would see no tenant's rows"):
+            crossing.crossing_check()
     finally:
         default.close()
         default.settings_dict["USER"] = before
@@ -177,6 +179,7 @@ def test_the_owner_passes_by_itself() -> None:
     before = whoami()
     with crossing.crossing_tenants():
         assert whoami() == before
+    crossing.crossing_check()
 
 
 def test_statistics_are_the_owners_to_refresh(settings: Any) -> None:
