@@ -37,6 +37,7 @@ def seed_everything() -> None:
     _seed_registry()
     _seed_security()
     _seed_logs()
+    _run("SET LOCAL lock_timeout = '60s'")  # autovacuum may be at one of the tables
     _run("ANALYZE")
 
 

@@ -106,7 +106,6 @@ def test_the_log_carries_each_request_s_own_id(client: Client, log: io.StringIO)
     ("model", "words"),
     [
         ("performancealert", "nothing evaluates them yet"),
-        ("dataretentionpolicy", "nothing carries them out yet"),
         ("materializedview", "nothing refreshes the views yet"),
     ],
 )

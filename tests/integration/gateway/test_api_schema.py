@@ -43,11 +43,13 @@ def test_secrets_are_in_no_answer_but_the_first(schema):
     assert "credentials" not in shapes["MCPServer"]["properties"]
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize("path", ["/api/schema/", "/api/docs/"])
 def test_schema_and_page_are_open(path, client: Client):
     assert client.get(path).status_code == 200
 
 
+@pytest.mark.django_db
 def test_the_page_uses_no_outside_host(client: Client):
     page = client.get("/api/docs/").content.decode()
     assert "swagger-ui-bundle" in page

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from django.core.management import call_command
 from django.db import connection, connections
 from django.utils.timezone import now
+from psycopg.conninfo import conninfo_to_dict
 
 from gateway.models import CircuitBreaker
 from gateway.proxy.gauges import Gauges
@@ -20,10 +22,12 @@ from gateway.proxy.upstream import Upstream
 from gateway.proxy.usage import Usage
 from gateway.services import breaker_record_failure, breaker_record_success
 from registry import health
+from registry.db.embedded import DATABASE, Cluster
 from registry.db.pool import Pool, async_pool
 from registry.health import Checked
 from registry.models import HealthStatus, MCPServer
 from security.models import EnhancedAPIKey
+from tests.cluster import SETTINGS
 from tests.factories import (
     EnhancedAPIKeyFactory,
     MCPServerFactory,
@@ -35,6 +39,39 @@ from tests.factories import (
 pytestmark = pytest.mark.django_db(transaction=True)
 ROUNDS = 60
 HOT_SHARE = 0.95
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cluster(
+    tmp_path_factory: pytest.TempPathFactory, django_db_setup: None, django_db_blocker: Any
+) -> Iterator[None]:
+    """A server that nobody else uses.
+
+    An open transaction in any database of a server, such as another test's, lets PostgreSQL put
+    off looking which versions of a row are dead; pages fill up, and updates leave them.
+    """
+    folder = tmp_path_factory.mktemp("hot")
+    for above in (folder, folder.parent, folder.parent.parent):
+        above.chmod(0o711)  # root's server is another user, who has to pass through
+    cluster, default = Cluster(folder / "cluster", settings=SETTINGS), connections["default"]
+    usual = dict(default.settings_dict)
+    with cluster.running(), django_db_blocker.unblock():
+        found = conninfo_to_dict(cluster.url(DATABASE))
+        default.close()
+        default.settings_dict |= {
+            "NAME": found["dbname"],
+            "USER": found["user"],
+            "PASSWORD": "",
+            "HOST": found["host"],
+            "PORT": found["port"],
+        }
+        try:
+            call_command("migrate", verbosity=0)
+            yield
+        finally:
+            default.close()
+            default.settings_dict |= usual
+    cluster.remove()
 
 
 def hot_share(table: str, work: Callable[[], Any]) -> tuple[float, int]:

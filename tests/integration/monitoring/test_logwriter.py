@@ -25,6 +25,7 @@ from monitoring.logwriter.spool import Spool
 from monitoring.models import AuditLog, RequestLog
 from registry.db.ids import uuid7
 from registry.db.pool import Pool, async_pool
+from registry.db.tenancy import OPERATOR_ROLE
 from registry.models import ServerMetric
 from tests.pgproxy import PgProxy, pg_proxy, pool_through
 
@@ -164,7 +165,7 @@ def test_all_three_kinds_of_rows_come_back_as_they_were_left(tmp_path):
     metric = MetricRow(timestamp=now(), server_id=id_, error_rate=0.5, active_connections=3)
     written(put(call, note, metric), tmp_path)
     for model, left in ((RequestLog, call), (AuditLog, note), (ServerMetric, metric)):
-        saved = model.objects.get(pk=left.id)
+        saved = model.objects.get(id=left.id)
         for column in left.table.columns:
             assert getattr(saved, column) == getattr(left, column), column
 
@@ -174,6 +175,7 @@ def own_schema() -> Iterator[Callable[[str], None]]:
     """A schema before the usual one, for tables of the same names that behave otherwise."""
     with connection.cursor() as cursor:
         cursor.execute("CREATE SCHEMA logwriter_test")
+        cursor.execute(f"GRANT USAGE ON SCHEMA logwriter_test TO {OPERATOR_ROLE}")
         try:
             yield cursor.execute
         finally:
@@ -187,6 +189,7 @@ CREATE TABLE logwriter_test.request_logs (LIKE request_logs INCLUDING DEFAULTS)
 ALTER TABLE logwriter_test.request_logs ADD PRIMARY KEY (id, request_time);
 CREATE TABLE logwriter_test.today PARTITION OF logwriter_test.request_logs
     FOR VALUES FROM ('2026-03-01') TO ('2026-03-02');
+GRANT INSERT ON logwriter_test.request_logs TO mcp_gateway_operator;
 """
 
 
@@ -227,14 +230,13 @@ def test_where_copy_is_refused_under_row_level_security_rows_are_inserted(
 ):
     own_schema(WALLED)
     name = f"logwriter_{uuid7().hex}"
-    own_schema(f"CREATE ROLE {name}")
+    own_schema(f"CREATE ROLE {name} LOGIN")  # may take no other role
     own_schema(f"GRANT USAGE ON SCHEMA logwriter_test TO {name}")
     own_schema(f"GRANT INSERT ON logwriter_test.request_logs TO {name}")
     rows = [row(error_message="a\tb\\", request_metadata={"x": "\\N"}), *(row() for _ in range(9))]
     bad = row(status_code=-1)
-    options = {"options": f"{SEARCH_PATH['options']} -c role={name}"}
     try:
-        log = written(put(*rows, bad), tmp_path, pool_through(proxy, **options))
+        log = written(put(*rows, bad), tmp_path, pool_through(proxy, user=name, **SEARCH_PATH))
         with connection.cursor() as cursor:
             cursor.execute("SELECT id FROM logwriter_test.request_logs ORDER BY id")
             assert [id_ for (id_,) in cursor.fetchall()] == sorted_ids(rows)

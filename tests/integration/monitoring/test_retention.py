@@ -130,7 +130,7 @@ def test_parents_are_analysed_although_autovacuum_skips_them() -> None:
             [LOGS],
         )
         assert cursor.fetchone() == (3,)
-    assert not set(LOGS) & set(tasks._stale_tables())
+        assert not set(LOGS) & set(tasks._stale_tables(cursor))
 
 
 def test_run_maintenance_says_what_is_due() -> None:
