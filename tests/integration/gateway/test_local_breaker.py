@@ -92,7 +92,8 @@ def test_memory_and_table_agree(steps: list[tuple[str, bool, int]]) -> None:
         row.save()
         twins, at = Twins(row), row.last_state_change
         for step, with_probe, seconds in steps:
-            at += timedelta(seconds=seconds)
+            # Never the time of the last change: the row's trigger takes that for a change by hand.
+            at += timedelta(seconds=seconds, microseconds=1)
             getattr(twins, step)(at, twins.probe if with_probe else None)
             twins.compare()
         transaction.set_rollback(True)
