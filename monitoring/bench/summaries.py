@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,6 +29,7 @@ __all__ = ["main"]
 DAYS = 30
 STEP = 100_000  # rows an INSERT
 REPEATS = 15
+OPERATOR_ROLE = "mcp_gateway_operator"
 ALL = "00000000-0000-0000-0000-000000000000"
 
 _CAST = """
@@ -96,8 +98,13 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
         django.setup()
         from django.core.management import call_command
+        from django.utils.timezone import now
+
+        from registry.db.partitions import partitions_make
 
         call_command("migrate", verbosity=0)
+        # A month of daily partitions, as there are after a month of work.
+        partitions_make(at=now(), tables=["request_logs"], back_to=now() - timedelta(days=DAYS + 1))
         with psycopg.connect(scratch, autocommit=True) as connection:
             _bench(connection, options.rows)
 
@@ -132,7 +139,11 @@ def _bench(connection: psycopg.Connection, rows: int) -> None:
     _sizes(connection)
     for statement in ("VACUUM (ANALYZE)", "CHECKPOINT"):
         connection.execute(statement)
+    connection.execute(
+        sql.SQL("SET ROLE {}").format(sql.Identifier(OPERATOR_ROLE))
+    )  # as the gateway reads
     _reads(connection)
+    connection.execute("RESET ROLE")
     for batch in (20_000, 500):
         _writes(connection, batch)
 
@@ -144,21 +155,6 @@ def _prepare(connection: psycopg.Connection) -> None:
         " 'bench-' || i, '', 'active', '{}' FROM generate_series(1, 200) i"
     )
     connection.execute(_CAST)
-    if not _has_time_index(connection):
-        # The edges of a window over all tenants are read by time.
-        _say("request_logs has no index on its time: a BRIN index is made for this run")
-        connection.execute(
-            "CREATE INDEX bench_request_time ON request_logs"
-            " USING brin (request_time) WITH (pages_per_range = 32, autosummarize = on)"
-        )
-
-
-def _has_time_index(connection: psycopg.Connection) -> bool:
-    found = connection.execute(
-        "SELECT 1 FROM pg_indexes WHERE tablename = 'request_logs'"
-        " AND (indexdef LIKE '%(request_time%' OR indexdef LIKE '%brin%')"
-    )
-    return found.fetchone() is not None
 
 
 def _fill(connection: psycopg.Connection, rows: int) -> None:
