@@ -48,12 +48,16 @@ ROOMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("monitoring.RequestLogEntry", "receipt_long"),
         ("monitoring.AuditLogEntry", "policy"),
         ("monitoring.PerformanceAlert", "notifications"),
+        ("monitoring.AlertEvent", "history"),
         ("monitoring.DataRetentionPolicy", "auto_delete"),
         ("monitoring.MaterializedView", "table_view"),
         ("procrastinate.ProcrastinateJob", "schedule"),
     ),
 }
-TITLES = {"procrastinate.ProcrastinateJob": "background jobs"}
+TITLES = {
+    "procrastinate.ProcrastinateJob": "background jobs",
+    "monitoring.AlertEvent": "alert history",
+}
 
 
 class GatewayAdminSite(UnfoldAdminSite):  # type: ignore[misc]
@@ -161,10 +165,11 @@ def _alerts() -> dict[str, Any]:
     firing = PerformanceAlert.objects.filter(is_active=True, is_triggered=True)
     names = list(firing.order_by("name").values_list("name", flat=True)[:50])
     note = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    looked_at = names or PerformanceAlert.objects.exclude(last_measured=None).exists()
     return _card(
         "Firing alerts",
-        str(len(names) or NOTHING),
-        note or "rules are not evaluated yet",
+        str(len(names)) if names or looked_at else NOTHING,
+        note or ("no rule fires" if looked_at else "no rule was evaluated yet: start a worker"),
         "monitoring_performancealert",
         "?is_triggered__exact=1",
         alarm=bool(names),

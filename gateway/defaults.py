@@ -74,7 +74,49 @@ ALERTS = (
         duration_minutes=0,
         severity=Severity.CRITICAL,
     ),
+    PerformanceAlert(
+        name="Many failing calls",
+        description="More than one in twenty calls of the last five minutes failed.",
+        metric_name="error_rate",
+        threshold_value=0.05,
+    ),
+    PerformanceAlert(
+        name="Slow calls",
+        description="One in twenty calls of the last five minutes took longer than five seconds.",
+        metric_name="p95_duration_ms",
+        threshold_value=5000,
+    ),
+    PerformanceAlert(
+        name="Long queues",
+        description="More than half of what a queue holds by default waits for a connection.",
+        metric_name="queue_depth",
+        threshold_value=500,
+        duration_minutes=1,
+    ),
+    PerformanceAlert(
+        name="Many dead rows",
+        description="Vacuum does not keep up: look for old transactions and for its settings.",
+        metric_name="dead_rows",
+        threshold_value=1_000_000,
+        duration_minutes=60,
+    ),
+    PerformanceAlert(
+        name="Long transaction",
+        description="A transaction is open for more than five minutes; vacuum waits for its end.",
+        metric_name="longest_transaction_seconds",
+        threshold_value=300,
+        duration_minutes=0,
+    ),
+    PerformanceAlert(
+        name="Standby behind",
+        description="A standby is more than a minute behind. Switch it on where there is one.",
+        metric_name="replication_lag_seconds",
+        threshold_value=60,
+        is_active=False,
+    ),
 )
+for _alert in ALERTS:
+    _alert.notification_channels = [{"type": "log"}]
 
 POLICIES = (
     DataRetentionPolicy(
@@ -97,6 +139,13 @@ POLICIES = (
         table_name="server_metrics",
         date_column="timestamp",
         retention_days=30,
+    ),
+    DataRetentionPolicy(
+        name="Alert history",
+        description="When which alert fired, and who was told.",
+        table_name="alert_events",
+        date_column="occurred_at",
+        retention_days=365,
     ),
 )
 

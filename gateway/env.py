@@ -20,9 +20,11 @@ __all__ = [
     "database",
     "fernet_keys",
     "folder",
+    "http_url",
     "load_env_file",
     "log_format",
     "log_level",
+    "mail",
     "natural",
     "networks",
     "origins",
@@ -121,6 +123,22 @@ def origins(raw: str) -> list[str]:
         if not parts.scheme or not parts.netloc or parts.path or parts.query:
             raise ValueError(f"'{origin}' is no origin; write https://app.example.org.")
     return found
+
+
+def http_url(raw: str) -> str:
+    """A whole http or https URL."""
+    parts = urlsplit(raw)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("write a whole URL such as https://watcher.example.org/ping/…")
+    return raw
+
+
+def mail(raw: str) -> dict[str, object]:
+    """smtp://, smtp+tls:// or smtps://user:password@host:port as Django's EMAIL_* settings."""
+    if urlsplit(raw).scheme not in {"smtp", "smtp+tls", "smtps", "smtp+ssl"}:
+        raise ValueError("write smtp+tls://user:password@mail.example.org:587.")
+    found: dict[str, object] = environ.Env.email_url_config(raw)
+    return {name: value for name, value in found.items() if name.startswith("EMAIL_")}
 
 
 def networks(raw: str) -> list[Network]:

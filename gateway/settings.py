@@ -50,6 +50,15 @@ GATEWAY_HEALTH_SLOW_MS = env.read("GATEWAY_HEALTH_SLOW_MS", env.positive_int, 20
 GATEWAY_ROLLUP_FINE_DAYS = env.read("GATEWAY_ROLLUP_FINE_DAYS", env.positive_int, 35)
 GATEWAY_ROLLUP_HOURLY_DAYS = env.read("GATEWAY_ROLLUP_HOURLY_DAYS", env.positive_int, 400)
 
+# ---------------------------------------------------------------- alerts
+# Called after each good pass over the alerts: what watches in the database dies with it.
+GATEWAY_HEARTBEAT_URL = env.read("GATEWAY_HEARTBEAT_URL", env.http_url, "")
+# Where alerts' e-mails go out, such as smtp+tls://user:password@mail.example.org:587.
+_no_mail: dict[str, object] = {}
+globals().update(env.read("EMAIL_URL", env.mail, _no_mail))
+EMAIL_TIMEOUT = 10  # seconds
+DEFAULT_FROM_EMAIL = env.read("DEFAULT_FROM_EMAIL", str, "mcp-gateway@localhost")
+
 # ---------------------------------------------------------------- PostgreSQL
 # Without DATABASE_URL: the embedded one, which the command line starts when a command needs it.
 DATABASE_IS_EMBEDDED = not env.read("DATABASE_URL", str, "")

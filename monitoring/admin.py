@@ -25,6 +25,8 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from monitoring import services
 from monitoring.models import (
+    AlertEvent,
+    AlertEventKind,
     AuditLog,
     AuditLogEntry,
     DataRetentionPolicy,
@@ -38,12 +40,17 @@ from registry.admin_base import (
     NOTHING,
     CheckedModelForm,
     LogAdmin,
+    OperatorAdmin,
+    ReadOnlyMixin,
     ServiceAdmin,
     TimeWindowFilter,
+    UncountedPaginator,
     actor_of,
     byte_size,
     display,
     duration,
+    link_to_list,
+    link_to_row,
     name_or_id,
 )
 from registry.audit import Actor
@@ -375,9 +382,17 @@ def _url_name(table: str) -> str:
 
 
 ALERTS_NOTE = (
-    "Rules are kept here; nothing evaluates them yet, so none of them fires by itself. "
-    "The figures they name are in the SQL view performance_monitoring."
+    "The worker holds active rules against the SQL view performance_monitoring every 30 seconds. "
+    "An alert without a server looks at every server, table or statement of its metric."
 )
+EVENT_COLOURS = {
+    AlertEventKind.TRIGGERED: "danger",
+    AlertEventKind.REMINDED: "danger",
+    AlertEventKind.RESOLVED: "success",
+    AlertEventKind.ACKNOWLEDGED: "warning",
+    AlertEventKind.NO_DATA: "warning",
+    AlertEventKind.MEASURED: "info",
+}
 
 
 @admin.register(PerformanceAlert)
@@ -389,8 +404,8 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         "severity_label",
         "state",
         "condition",
+        "value_now",
         "server",
-        "is_active",
         "last_triggered",
         "trigger_count",
     )
@@ -406,12 +421,15 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     ordering = ("-is_triggered", "name")
     readonly_fields = (
         "state",
+        "value_now",
+        "last_measured",
         "first_triggered",
         "last_triggered",
         "trigger_count",
         "acknowledged_by",
         "acknowledged_at",
         "last_notification",
+        "history",
     )
     fieldsets = (
         (
@@ -436,7 +454,8 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
             "State",
             {
                 "fields": (
-                    ("state", "trigger_count"),
+                    ("state", "value_now", "last_measured"),
+                    ("trigger_count", "history"),
                     ("first_triggered", "last_triggered"),
                     ("acknowledged_by", "acknowledged_at", "last_notification"),
                 ),
@@ -492,21 +511,73 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     @display(
         description="state",
         ordering="is_triggered",
-        label={"firing": "danger", "acknowledged": "warning", "not evaluated": "default"},
+        label={
+            "firing": "danger",
+            "acknowledged": "warning",
+            "no data": "warning",
+            "pending": "info",
+            "ok": "success",
+            "not evaluated": "default",
+            "off": "default",
+        },
     )
     def state(self, alert: PerformanceAlert) -> str:
-        if not alert.is_triggered:
-            return "not evaluated"
-        answered = alert.acknowledged_at and (
-            alert.first_triggered is None or alert.acknowledged_at >= alert.first_triggered
-        )
-        return "acknowledged" if answered else "firing"
+        return alert.state
+
+    @display(description="value", ordering="last_value")
+    def value_now(self, alert: PerformanceAlert) -> str:
+        return NOTHING if alert.last_value is None else f"{alert.last_value:g}"
+
+    @display(description="history")
+    def history(self, alert: PerformanceAlert) -> str:
+        return link_to_list("monitoring_alertevent", "events", alert__id__exact=alert.pk)
 
     @display(description="condition")
     def condition(self, alert: PerformanceAlert) -> str:
         held = f" for {alert.duration_minutes} min" if alert.duration_minutes else ""
         comparison = f"{alert.comparison_operator} {alert.threshold_value:g}"
         return f"{alert.metric_name} {comparison}{held}"
+
+
+@admin.register(AlertEvent)
+class AlertEventAdmin(ReadOnlyMixin, OperatorAdmin):
+    """What happened to which alert, and who was told."""
+
+    paginator = UncountedPaginator
+    list_display = ("occurred_at", "what", "alert_link", "figure", "subject", "told")
+    list_filter = (
+        ("alert", AutocompleteSelectFilter),
+        ("kind", ChoicesDropdownFilter),
+    )
+    list_select_related = ("alert",)
+    ordering = ("-id",)
+    sortable_by = ()
+    fields = (
+        ("occurred_at", "what", "alert_link"),
+        ("figure", "subject"),
+        "message",
+        "parts",
+        "deliveries",
+    )
+
+    @display(description="event", label=EVENT_COLOURS)
+    def what(self, event: AlertEvent) -> str:
+        return event.get_kind_display()
+
+    @display(description="alert")
+    def alert_link(self, event: AlertEvent) -> str:
+        return link_to_row("monitoring_performancealert", event.alert_id, event.alert.name)
+
+    @display(description="value")
+    def figure(self, event: AlertEvent) -> str:
+        return NOTHING if event.value is None else f"{event.value:g} {event.unit}".strip()
+
+    @display(description="told")
+    def told(self, event: AlertEvent) -> str:
+        reached = [row["channel"] for row in event.deliveries.values() if row["sent_at"]]
+        rest = len(event.deliveries) - len(reached)
+        words = [*reached, *([f"{rest} not reached"] if rest else [])]
+        return ", ".join(words) or NOTHING
 
 
 # ---------------------------------------------------------------- retention

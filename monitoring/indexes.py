@@ -10,6 +10,7 @@ from django.db.models import Model, QuerySet
 from django.utils.timezone import now
 
 from monitoring.models import (
+    AlertEvent,
     AuditLog,
     DatabaseSizeSnapshot,
     RequestLog,
@@ -111,5 +112,13 @@ CATALOGUE = [
         ),
         caller="database_size_summary: what did the table weigh before?",
         rate="each row of the view",
+    ),
+    IndexEntry(
+        index="idx_alert_events_alert_newest",
+        query=lambda: AlertEvent.objects.filter(**sample(AlertEvent, "alert_id")).order_by("-id")[
+            :50
+        ],
+        caller="one alert's history: the REST API and the admin; deleting an alert",
+        rate="page views",
     ),
 ]

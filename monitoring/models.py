@@ -10,13 +10,17 @@ from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
+from monitoring.alerts.channels import check_channels
 from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
+from registry.db.encryption import EncryptedJSONField
 from registry.db.ids import uuid7
 from registry.db.indexes import NamedIndex
 from registry.db.partitions import PartitionedModel, RangePartitioning
 from registry.models import MCPServer
 
 __all__ = [
+    "AlertEvent",
+    "AlertEventKind",
     "AuditLog",
     "AuditLogEntry",
     "ComparisonOperator",
@@ -329,6 +333,12 @@ class RollupHorizon(models.Model):
         return f"{self.minutes} minutes since {self.kept_since:%Y-%m-%d}"
 
 
+CHANNELS_HELP = (
+    'A list such as [{"type": "log"}, {"type": "email", "to": ["ops@example.org"]}, '
+    '{"type": "webhook", "url": "https://hooks.example.org/alerts", "secret": "…"}].'
+)
+
+
 class ComparisonOperator(models.TextChoices):
     GREATER = ">", "greater than"
     LESS = "<", "less than"
@@ -369,9 +379,21 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
     )
     acknowledged_at = models.DateTimeField(null=True, blank=True)
-    notification_channels = models.JSONField(default=list, blank=True)
-    cooldown_minutes = models.PositiveIntegerField(default=60)
+    notification_channels = models.JSONField(
+        default=list, blank=True, validators=[check_channels], help_text=CHANNELS_HELP
+    )
+    # {webhook's URL: secret}; beside the channels, so that nothing that shows those shows these.
+    channel_secrets = EncryptedJSONField(null=True, blank=True)
+    cooldown_minutes = models.PositiveIntegerField(
+        default=60, help_text="Between reminders while it fires; 0: no reminders."
+    )
     last_notification = models.DateTimeField(null=True, blank=True)
+    # What one evaluation leaves for the next one, see monitoring.alerts.rules.Standing.
+    pending_since = models.DateTimeField(null=True, blank=True, editable=False)
+    clear_since = models.DateTimeField(null=True, blank=True, editable=False)
+    no_data_since = models.DateTimeField(null=True, blank=True, editable=False)
+    last_measured = models.DateTimeField(null=True, blank=True, editable=False)
+    last_value = models.FloatField(null=True, blank=True, editable=False)
 
     class Meta:
         db_table = "performance_alerts"
@@ -387,6 +409,67 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """An acknowledgement holds for one firing; an older one counts as none."""
+        if not self.is_triggered or self.acknowledged_at is None:
+            return False
+        return self.first_triggered is None or self.acknowledged_at >= self.first_triggered
+
+    @property
+    def state(self) -> str:
+        """off, firing, acknowledged, no data, pending, ok or not evaluated."""
+        if not self.is_active:
+            return "off"
+        if self.is_triggered:
+            return "acknowledged" if self.is_acknowledged else "firing"
+        if self.no_data_since is not None:
+            return "no data"
+        if self.last_measured is None:
+            return "not evaluated"
+        return "pending" if self.pending_since is not None else "ok"
+
+
+class AlertEventKind(models.TextChoices):
+    TRIGGERED = "triggered", "Triggered"
+    REMINDED = "reminded", "Reminded"
+    RESOLVED = "resolved", "Resolved"
+    ACKNOWLEDGED = "acknowledged", "Acknowledged"
+    NO_DATA = "no_data", "No data"
+    MEASURED = "measured", "Measured again"
+
+
+class AlertEvent(UUIDModel):
+    """One change of an alert, with the figure that caused it and who was told."""
+
+    # Its index is the composite one below.
+    alert = models.ForeignKey(
+        PerformanceAlert, models.CASCADE, related_name="events", db_index=False
+    )
+    occurred_at = models.DateTimeField(default=now)
+    kind = models.CharField(max_length=12, choices=AlertEventKind)
+    value = models.FloatField(null=True, help_text="Empty: there was nothing to measure.")
+    unit = models.CharField(max_length=32, blank=True)
+    subject = models.CharField(max_length=255, blank=True)
+    message = models.TextField()
+    # [{"subject", "value", "text"?}]: the servers, tables or statements beyond the threshold.
+    parts = models.JSONField(default=list)
+    # {channel's key: {"channel", "attempts", "sent_at", "error"}}
+    deliveries = models.JSONField(default=dict)
+
+    class Meta:
+        db_table = "alert_events"
+        constraints = [
+            choices_constraint(table="alert_events", field="kind", choices=AlertEventKind),
+        ]
+        indexes = [
+            # Also serves the foreign key.
+            NamedIndex(fields=["alert", "-id"], name="idx_alert_events_alert_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class DataRetentionPolicy(UUIDModel, TimestampedModel):

@@ -16,9 +16,18 @@ from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.db.models import F, Q
 
+from monitoring.alerts.channels import addresses_check, check_channels, secrets_split
+from monitoring.alerts.events import event_record
+from monitoring.alerts.figures import Reading
 from monitoring.audit import Actor, audit_write
-from monitoring.models import DataRetentionPolicy, MaterializedView, PerformanceAlert
+from monitoring.models import (
+    AlertEventKind,
+    DataRetentionPolicy,
+    MaterializedView,
+    PerformanceAlert,
+)
 from registry.changes import row_change
+from registry.db.encryption import Sealed
 
 __all__ = [
     "RETAINED",
@@ -35,6 +44,7 @@ __all__ = [
 # What may be trimmed, and by which column its age is told. A policy deletes rows, so it can
 # name no other table: a slip of the pen must not empty `users`.
 RETAINED = {
+    "alert_events": "occurred_at",
     "audit_logs": "timestamp",
     "request_logs": "request_time",
     "server_metrics": "timestamp",
@@ -42,22 +52,36 @@ RETAINED = {
 }
 
 _METRIC = re.compile(r"[a-z][a-z0-9_]*")
+# What makes another rule of a rule, and what an evaluation remembers of the one before.
+_CONDITION = {"server", "metric_name", "threshold_value", "comparison_operator"}
+_MEMORY = ("pending_since", "clear_since", "no_data_since", "last_measured", "last_value")
 
 Row = TypeVar("Row", bound=models.Model)
 
 
 def alert_create(*, actor: Actor, **fields: Any) -> PerformanceAlert:
     """Watch a metric of `performance_monitoring`. ValidationError names what does not fit."""
-    alert = PerformanceAlert(**fields)
+    _check_channels(fields)
+    alert = PerformanceAlert(**_secrets_apart(fields, stored=None))
     _check_alert(alert)
     return _insert(alert, actor=actor, action="alert.create")
 
 
-@transaction.atomic
 def alert_update(*, actor: Actor, alert: PerformanceAlert, **changes: Any) -> PerformanceAlert:
-    """Change a rule; what it has seen so far stays."""
-    current = _change(alert, changes, actor=actor, action="alert.update")
-    _check_alert(current)
+    """Change a rule. One that fires goes on firing until the changed rule resolves it.
+
+    A changed condition is counted from anew; switched off, it is over.
+    """
+    _check_channels(changes)  # looks up names: before any row is locked
+    with transaction.atomic():
+        held = PerformanceAlert.objects.select_for_update(of=("self",)).get(pk=alert.pk)
+        changes = _secrets_apart(changes, stored=held.channel_secrets)
+        current = _change(alert, changes, actor=actor, action="alert.update")
+        _check_alert(current)
+        if _CONDITION & changes.keys():
+            _look_anew(current)
+        if held.is_active and not current.is_active:
+            _switch_off(current, at=current.updated_at)
     return current
 
 
@@ -82,6 +106,9 @@ def alert_acknowledge(
     audit_write(
         actor=actor, action="alert.acknowledge", resource=alert, details={"name": alert.name}
     )
+    alert.refresh_from_db()
+    reading = Reading(alert.last_value, why="somebody looks after it")
+    event_record(alert=alert, kind=AlertEventKind.ACKNOWLEDGED, reading=reading, at=at)
     return True
 
 
@@ -140,13 +167,46 @@ def _delete(row: models.Model, *, actor: Actor, action: str) -> bool:
     return True
 
 
+def _check_channels(fields: Mapping[str, Any]) -> None:
+    if "notification_channels" not in fields:
+        return
+    try:
+        check_channels(fields["notification_channels"])
+    except ValidationError as error:
+        raise ValidationError({"notification_channels": error.messages}) from None
+    addresses_check(fields["notification_channels"])
+
+
+def _secrets_apart(fields: Mapping[str, Any], *, stored: Sealed | None) -> dict[str, Any]:
+    """The fields with the webhooks' secrets in a column of their own."""
+    if "notification_channels" not in fields:
+        return dict(fields)
+    shown, secrets = secrets_split(fields["notification_channels"], stored=stored)
+    return {**fields, "notification_channels": shown, "channel_secrets": secrets}
+
+
+def _look_anew(alert: PerformanceAlert) -> None:
+    """Forget how long the former condition held, or could not be measured."""
+    forgotten = dict.fromkeys(_MEMORY)
+    PerformanceAlert.objects.filter(pk=alert.pk).update(**forgotten)
+    alert.__dict__.update(forgotten)
+
+
+def _switch_off(alert: PerformanceAlert, *, at: datetime) -> None:
+    """An alert that nobody evaluates any more must not seem to fire for ever."""
+    _look_anew(alert)
+    firing = PerformanceAlert.objects.filter(pk=alert.pk, is_triggered=True)
+    if firing.update(is_triggered=False) == 1:
+        alert.is_triggered = False
+        reading = Reading(None, why="it was switched off")
+        event_record(alert=alert, kind=AlertEventKind.RESOLVED, reading=reading, at=at)
+
+
 def _check_alert(alert: PerformanceAlert) -> None:
     if not _METRIC.fullmatch(alert.metric_name):
         raise ValidationError(
             {"metric_name": "Write the name of a metric of performance_monitoring: snake_case."}
         )
-    if not isinstance(alert.notification_channels, list):
-        raise ValidationError({"notification_channels": "Write a list of channels."})
 
 
 def _check_policy(policy: DataRetentionPolicy) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 
+from django.conf import settings
 from django.db.backends.utils import CursorWrapper
 from psycopg import sql
 
-from monitoring.models import RequestRollupDelta
+from monitoring.alerts.evaluate import alerts_evaluate
+from monitoring.alerts.http import CallFailed, call
+from monitoring.models import PerformanceAlert, RequestRollupDelta
 from monitoring.retention import (
     partitions_expired,
     partitions_missing,
@@ -22,6 +26,8 @@ from registry.db.direct import direct_connections
 from registry.periodic import PeriodicTask, Stop, never
 
 __all__ = ["PERIODIC"]
+
+logger = logging.getLogger(__name__)
 
 # Tables that changed by more than a tenth since they were last analysed. Autovacuum does the
 # same, yet late after a bulk load, and not at all where somebody switched it off; nor does it ever
@@ -78,6 +84,17 @@ def tables_analyze(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001 
                 break
             cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(table)))
             done += 1
+    return done
+
+
+def alerts_watch(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (one short pass)
+    """Evaluate the alerts, then tell whoever watches the watcher that it is well."""
+    done = alerts_evaluate(at=at)
+    if url := settings.GATEWAY_HEARTBEAT_URL:
+        try:
+            call(url, method="GET")
+        except CallFailed as error:
+            logger.warning("GATEWAY_HEARTBEAT_URL was not reached: %s", error)
     return done
 
 
@@ -156,5 +173,13 @@ PERIODIC = (
         does="Refresh the planner's statistics where a table changed a lot.",
         due=_due,
         run=tables_analyze,
+    ),
+    PeriodicTask(
+        name="alerts_evaluate",
+        cron="* * * * * */30",  # the sixth field is seconds
+        unit="alerts",
+        does="Hold the alert rules against the figures, and tell who wants to know.",
+        due=lambda _at: PerformanceAlert.objects.filter(is_active=True).count(),
+        run=alerts_watch,
     ),
 )

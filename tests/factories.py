@@ -10,6 +10,7 @@ from django.utils.timezone import now
 from factory.django import DjangoModelFactory
 
 from monitoring.models import (
+    AlertEvent,
     AuditLogEntry,
     DataRetentionPolicy,
     PerformanceAlert,
@@ -143,6 +144,16 @@ class PerformanceAlertFactory(DjangoModelFactory[PerformanceAlert]):
     name = factory.Sequence(lambda n: f"alert {n}")
     metric_name = "open_breakers"
     threshold_value = 0.0
+
+
+class AlertEventFactory(DjangoModelFactory[AlertEvent]):
+    class Meta:
+        model = AlertEvent
+
+    alert = factory.SubFactory(PerformanceAlertFactory)
+    kind = "triggered"
+    value = 1.0
+    message = "it fires"
 
 
 class DataRetentionPolicyFactory(DjangoModelFactory[DataRetentionPolicy]):

@@ -11,12 +11,19 @@ from django.db.models import QuerySet
 from django.utils.timezone import now
 from django_filters.rest_framework import FilterSet
 
-from monitoring.models import AuditLogEntry, PerformanceAlert, RequestLogEntry, Severity
+from monitoring.models import (
+    AlertEvent,
+    AlertEventKind,
+    AuditLogEntry,
+    PerformanceAlert,
+    RequestLogEntry,
+    Severity,
+)
 from monitoring.querysets import Window, within
 from registry.api.filters import TenantFilter, TruthFilter
 from registry.models import Tenant
 
-__all__ = ["AlertFilter", "AuditLogFilter", "RequestLogFilter"]
+__all__ = ["AlertEventFilter", "AlertFilter", "AuditLogFilter", "RequestLogFilter"]
 
 # Outside, a day more or less leaves what a datetime can hold.
 SENSIBLE = (
@@ -35,6 +42,16 @@ class AlertFilter(FilterSet):  # type: ignore[misc]
 
     class Meta:
         model = PerformanceAlert
+        fields: list[str] = []
+
+
+class AlertEventFilter(FilterSet):  # type: ignore[misc]
+    tenant = TenantFilter("alert__server__tenant")
+    alert = django_filters.UUIDFilter(field_name="alert_id", help_text="An alert's id.")
+    kind = django_filters.MultipleChoiceFilter(choices=AlertEventKind.choices)
+
+    class Meta:
+        model = AlertEvent
         fields: list[str] = []
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from monitoring.alerts.channels import check_channels
 from monitoring.models import (
+    CHANNELS_HELP,
+    AlertEvent,
     AuditLogEntry,
     DataRetentionPolicy,
     MaterializedView,
@@ -19,6 +23,7 @@ from registry.api.fields import FiniteFloatField, SafeJSONField
 from registry.api.serializers import refuse_changes
 
 __all__ = [
+    "AlertEventSerializer",
     "AuditLogSerializer",
     "DatabaseSizeSerializer",
     "IndexUsageSerializer",
@@ -32,12 +37,23 @@ __all__ = [
 ]
 
 
+@extend_schema_field({"type": "array", "items": {"type": "object"}})
+class ChannelsField(SafeJSONField):
+    """Notification channels. Secrets are written, never shown again."""
+
+
 class PerformanceAlertSerializer(serializers.ModelSerializer[PerformanceAlert]):
     server = OwnServerField(
         required=False, allow_null=True, help_text="Null: all servers, for operators only."
     )
     threshold_value = FiniteFloatField()
-    notification_channels = SafeJSONField(required=False, help_text="A list.")
+    notification_channels = ChannelsField(
+        required=False, validators=[check_channels], help_text=CHANNELS_HELP
+    )
+    state = serializers.CharField(
+        read_only=True,
+        help_text="off, firing, acknowledged, no data, pending, ok or not evaluated.",
+    )
 
     class Meta:
         model = PerformanceAlert
@@ -46,16 +62,53 @@ class PerformanceAlertSerializer(serializers.ModelSerializer[PerformanceAlert]):
             "comparison_operator", "duration_minutes", "severity", "is_active", "is_triggered",
             "first_triggered", "last_triggered", "trigger_count", "acknowledged_by",
             "acknowledged_at", "notification_channels", "cooldown_minutes", "last_notification",
+            "state", "pending_since", "no_data_since", "last_measured", "last_value",
             "created_at", "updated_at",
         ]  # fmt: skip
         read_only_fields = [
             "is_triggered", "first_triggered", "last_triggered", "trigger_count",
-            "acknowledged_by", "acknowledged_at", "last_notification", "created_at", "updated_at",
+            "pending_since", "no_data_since", "last_measured", "last_value", "acknowledged_by",
+            "acknowledged_at", "last_notification", "created_at", "updated_at",
         ]  # fmt: skip
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         refuse_changes(self, "server")
         return attrs
+
+
+class DeliverySerializer(serializers.Serializer[Any]):
+    """One channel that was to be told."""
+
+    channel = serializers.CharField()
+    attempts = serializers.IntegerField()
+    sent_at = serializers.DateTimeField(allow_null=True)
+    error = serializers.CharField(help_text="Of the last attempt; empty: none, or it was sent.")
+
+
+class PartSerializer(serializers.Serializer[Any]):
+    """One server, table or statement beyond the threshold."""
+
+    subject = serializers.CharField()
+    value = serializers.FloatField()
+    text = serializers.CharField(required=False, help_text="Of a statement: its text.")
+
+
+class AlertEventSerializer(serializers.ModelSerializer[AlertEvent]):
+    alert_name = serializers.CharField(source="alert.name", read_only=True)
+    parts = PartSerializer(many=True, read_only=True)
+    deliveries = serializers.SerializerMethodField()
+
+    class Meta:
+        model = AlertEvent
+        fields = [
+            "id", "alert", "alert_name", "kind", "occurred_at", "value", "unit", "subject",
+            "message", "parts", "deliveries",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+    @extend_schema_field(DeliverySerializer(many=True))
+    def get_deliveries(self, event: AlertEvent) -> Any:
+        return DeliverySerializer(list(event.deliveries.values()), many=True).data
 
 
 class RetentionPolicySerializer(serializers.ModelSerializer[DataRetentionPolicy]):

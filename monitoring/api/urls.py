@@ -7,6 +7,7 @@ from registry.api.base import Router
 
 router = Router()
 router.register("alerts", views.PerformanceAlertViewSet, basename="alert")
+router.register("alert-events", views.AlertEventViewSet, basename="alert-event")
 router.register("retention-policies", views.RetentionPolicyViewSet, basename="retention-policy")
 router.register("materialized-views", views.MaterializedViewViewSet, basename="materialized-view")
 router.register("audit-logs", views.AuditLogViewSet, basename="audit-log")

@@ -16,8 +16,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from monitoring import queries, services
-from monitoring.api.filters import AlertFilter, AuditLogFilter, RequestLogFilter
+from monitoring.api.filters import AlertEventFilter, AlertFilter, AuditLogFilter, RequestLogFilter
 from monitoring.api.serializers import (
+    AlertEventSerializer,
     AuditLogSerializer,
     DatabaseSizeSerializer,
     IndexUsageSerializer,
@@ -30,6 +31,7 @@ from monitoring.api.serializers import (
     TenantUsageSerializer,
 )
 from monitoring.models import (
+    AlertEvent,
     AuditLogEntry,
     DataRetentionPolicy,
     MaterializedView,
@@ -47,6 +49,7 @@ from registry.models import Tenant
 
 __all__ = [
     "HOURS",
+    "AlertEventViewSet",
     "AuditLogViewSet",
     "DatabaseIndexesView",
     "DatabasePerformanceView",
@@ -116,6 +119,24 @@ class PerformanceAlertViewSet(
         if not done:
             raise Conflict("The alert does not fire, or it is acknowledged already.")
         return self.answer(alert)
+
+
+class AlertEventViewSet(Listed, ScopedViewSet[AlertEvent]):
+    """What happened to the caller's alerts, newest first, and who was told."""
+
+    queryset = AlertEvent.objects.none()
+    serializer_class = AlertEventSerializer
+    filterset_class = AlertEventFilter
+    read_scope = "metrics"
+    tenant_field = "alert__server__tenant_id"
+    server_field = "alert__server"
+
+    def rows(self) -> QuerySet[AlertEvent]:
+        return AlertEvent.objects.select_related("alert")
+
+    def of_tenant(self, rows: QuerySet[AlertEvent]) -> QuerySet[AlertEvent]:
+        own = super().of_tenant(rows)
+        return own | rows.filter(alert__server=None) if self.caller.runs_gateway else own
 
 
 class RetentionPolicyViewSet(

@@ -7,7 +7,13 @@ from typing import Any
 from django.db import connection, models
 from psycopg import sql
 
-from monitoring.models import AuditLog, DatabaseSizeSnapshot, RequestLog
+from monitoring.models import (
+    AlertEvent,
+    AuditLog,
+    DatabaseSizeSnapshot,
+    PerformanceAlert,
+    RequestLog,
+)
 from registry.models import (
     MCPServer,
     ServerMetric,
@@ -150,6 +156,13 @@ def _seed_logs() -> None:
         timestamp="now() - (40000 - i) * interval '65 s'",
         tenant_id="tenant.ids[1 + floor(3000 * random() ^ 3)]",
         source=_ids(Tenant, "tenant"),
+    )
+    rows(PerformanceAlert, 200, name="'alert ' || i", comparison_operator="'>'")
+    rows(
+        AlertEvent,
+        20_000,
+        alert_id="alert.ids[1 + floor(200 * random() ^ 2)]",
+        source=_ids(PerformanceAlert, "alert"),
     )
     rows(
         DatabaseSizeSnapshot,

@@ -28,6 +28,7 @@ from registry.models import (
 from security.models import Role, User
 from tests.api import transaction_queries
 from tests.factories import (
+    AlertEventFactory,
     APIKeyFactory,
     AuditLogFactory,
     DataRetentionPolicyFactory,
@@ -52,6 +53,7 @@ EACH = pytest.mark.parametrize(
 LOGS = {"monitoring.AuditLogEntry", "monitoring.RequestLogEntry", "registry.ServerMetricEntry"}
 UPSTREAM_SECRET = "upstream-secret-4711"
 SETTING_SECRET = "setting-secret-4712"
+WEBHOOK_SECRET = "webhook-secret-4716"
 
 
 def url(model, page, *args) -> str:
@@ -78,7 +80,10 @@ def rows():
     ids = {"tenant_id": tenant.id, "user_id": user.id, "api_key_id": key.id}
     RequestLogFactory(target_server_id=server.id, **ids)
     AuditLogFactory(resource_type="mcp_servers", resource_id=str(server.id), **ids)
-    PerformanceAlertFactory(server=server, is_triggered=True)
+    alert = PerformanceAlertFactory(
+        server=server, is_triggered=True, channel_secrets={"https://a.example": WEBHOOK_SECRET}
+    )
+    AlertEventFactory(alert=alert)
     DataRetentionPolicyFactory()
     MaterializedView.objects.create(name="mv", query="SELECT 1")
     ConnectionPool.objects.create(server=server, pool_name="worker-1")
@@ -92,6 +97,7 @@ def secrets_of(rows) -> list[str]:
     return [
         UPSTREAM_SECRET,
         SETTING_SECRET,
+        WEBHOOK_SECRET,
         "hash-4714",
         "data-4715",
         "ab" * 32,
@@ -178,6 +184,7 @@ def make_row(label: str) -> None:
         "monitoring.PerformanceAlert": lambda: PerformanceAlertFactory(
             server=server, acknowledged_by=user
         ),
+        "monitoring.AlertEvent": lambda: AlertEventFactory(alert__server=server),
     }
     if label in makers:
         makers[label]()
@@ -200,6 +207,7 @@ def make_row(label: str) -> None:
         "monitoring.RequestLogEntry",
         "monitoring.AuditLogEntry",
         "monitoring.PerformanceAlert",
+        "monitoring.AlertEvent",
     ],
 )
 def test_a_list_of_a_hundred_rows_takes_few_queries(label, admin_client):

@@ -14,10 +14,12 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.test import Client
 from django.urls import include, path
+from django.utils.timezone import now
 
 from gateway.logs import logging_config
 from gateway.urls import handler400, handler404, handler500
 from gateway.urls import urlpatterns as real
+from tests.factories import PerformanceAlertFactory
 
 pytestmark = pytest.mark.django_db
 __all__ = ["handler400", "handler404", "handler500"]  # Django looks them up here
@@ -105,7 +107,6 @@ def test_the_log_carries_each_request_s_own_id(client: Client, log: io.StringIO)
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("performancealert", "nothing evaluates them yet"),
         ("materializedview", "nothing refreshes the views yet"),
     ],
 )
@@ -117,5 +118,11 @@ def test_lists_of_what_nothing_acts_on_say_so(client: Client, model: str, words:
 def test_the_overview_does_not_call_unevaluated_alerts_quiet(client: Client) -> None:
     client.force_login(get_user_model().objects.create_superuser(username="boss"))
     cards = {card["title"]: card for card in client.get("/admin/").context["cards"]}
-    assert cards["Firing alerts"]["note"] == "rules are not evaluated yet"
+    assert cards["Firing alerts"]["note"] == "no rule was evaluated yet: start a worker"
     assert cards["Firing alerts"]["value"] != "0"
+    PerformanceAlertFactory(last_measured=now())
+    cards = {card["title"]: card for card in client.get("/admin/").context["cards"]}
+    assert (cards["Firing alerts"]["note"], cards["Firing alerts"]["value"]) == (
+        "no rule fires",
+        "0",
+    )

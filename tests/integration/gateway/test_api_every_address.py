@@ -25,6 +25,7 @@ from tests.api import (
     transaction_queries,
 )
 from tests.factories import (
+    AlertEventFactory,
     AuditLogFactory,
     DataRetentionPolicyFactory,
     EnhancedAPIKeyFactory,
@@ -64,6 +65,7 @@ MAKE: dict[str, Callable[[MCPServer], models.Model]] = {
         server=server, tenant=server.tenant, can_admin=True, can_write=True
     ),
     "alerts": lambda server: PerformanceAlertFactory(server=server),
+    "alert-events": lambda server: AlertEventFactory(alert__server=server),
     "retention-policies": lambda server: DataRetentionPolicyFactory(),
     "materialized-views": lambda server: MaterializedView.objects.create(name=server.slug),
     "audit-logs": lambda server: AuditLogFactory(tenant_id=server.tenant_id),

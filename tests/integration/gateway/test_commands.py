@@ -30,12 +30,18 @@ ALERTED = {
     "table_growth_percent": (">", 20),
     "pool_utilisation_percent": (">", 85),
     "open_breakers": (">", 0),
+    "error_rate": (">", 0.05),
+    "p95_duration_ms": (">", 5000),
+    "queue_depth": (">", 500),
+    "dead_rows": (">", 1_000_000),
+    "longest_transaction_seconds": (">", 300),
+    "replication_lag_seconds": (">", 60),
 }
 
 
 def test_init_db_makes_the_defaults_once_and_keeps_what_was_changed(capsys):
     call_command("init_db")
-    assert "1 tenant(s), 4 role group(s), 5 alert(s), 3 retention" in capsys.readouterr().out
+    assert "1 tenant(s), 4 role group(s), 11 alert(s), 4 retention" in capsys.readouterr().out
     alerts = PerformanceAlert.objects.all()
     assert {a.metric_name: (a.comparison_operator, a.threshold_value) for a in alerts} == ALERTED
     assert Group.objects.get(name="admin").permissions.filter(codename="delete_mcpserver")

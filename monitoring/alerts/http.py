@@ -1,0 +1,91 @@
+"""Calls that the watcher makes to the outside: webhooks and the heartbeat. Short, bounded, once."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import aiohttp
+from asgiref.sync import async_to_sync
+
+from registry.upstream import AddressNotAllowed, AddressPolicy
+
+__all__ = ["CALL_SECONDS", "CallFailed", "call"]
+
+CALL_SECONDS = 5.0  # for all of it: name, connection, TLS, answer
+
+
+class CallFailed(Exception):
+    """The other side did not take it; the message says why, without the URL's path and query."""
+
+
+def call(
+    url: str,
+    *,
+    method: str = "POST",
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    policy: AddressPolicy | None = None,
+) -> None:
+    """One request; CallFailed unless the answer is 2xx within CALL_SECONDS.
+
+    Follows no redirect and reads no body. With a policy only its addresses are connected to.
+    """
+    async_to_sync(_call)(url, method, body, headers or {}, policy)
+
+
+async def _call(
+    url: str,
+    method: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    policy: AddressPolicy | None,
+) -> None:
+    guard = None if policy is None else partial(_guarded_socket, policy)
+    connector = aiohttp.TCPConnector(socket_factory=guard, force_close=True)
+    try:
+        async with (
+            asyncio.timeout(CALL_SECONDS),
+            aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
+            ) as session,
+            session.request(
+                method, url, data=body or None, headers=headers, allow_redirects=False
+            ) as answer,
+        ):
+            status = answer.status
+    except TimeoutError:
+        raise CallFailed(f"no answer within {CALL_SECONDS:g} s") from None
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise CallFailed(_why(error)) from None
+    if not 200 <= status < 300:
+        raise CallFailed(f"it answered {status} where 2xx is expected")
+
+
+def _guarded_socket(policy: AddressPolicy, address: Any) -> socket.socket:
+    """A socket to an allowed address: checked when connecting, past any DNS trick."""
+    family, kind, protocol, _, sockaddr = address
+    try:
+        policy.check(sockaddr[0], host=sockaddr[0])
+    except AddressNotAllowed as error:
+        raise PermissionError(errno.EACCES, str(error)) from None
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    return made
+
+
+def _why(error: Exception) -> str:
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, PermissionError):
+        return (cause.strerror or "it may not be connected to").rstrip(".")
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "it closed the connection without an answer"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its name has no address"
+    if isinstance(error, aiohttp.ClientConnectorError | OSError):
+        return "no connection could be made"
+    return "its answer is not valid HTTP"
