@@ -10,13 +10,19 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 from django.db import connection
+from django.utils.timezone import now
 from psycopg import sql
 
+from gateway.models import CircuitBreaker
+from monitoring.alerts.evaluate import alerts_evaluate
+from monitoring.models import AlertEvent
 from registry.audit import Actor
 from registry.db.partitions import read_partitions
 from registry.models import MCPServer
 from registry.services import server_register
+from tests.factories import MCPServerFactory, PerformanceAlertFactory
 from tests.mcp_server import mcp_over_http
+from tests.receiver import receiving
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,6 +84,37 @@ def test_a_registered_server_is_checked_read_and_the_worker_stops_in_time(enviro
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM procrastinate_workers")
         assert cursor.fetchone() == (0,)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_webhook_that_hangs_delays_no_other_and_one_that_fails_is_tried_again(environment):
+    MCPServerFactory()
+    CircuitBreaker.objects.update(state="open")
+    with receiving(hangs=True) as hanging, receiving(500, 200) as failing, receiving() as well:
+        for receiver in (hanging, hanging, hanging, hanging, failing, well):
+            PerformanceAlertFactory(
+                duration_minutes=0,
+                notification_channels=[{"type": "webhook", "url": receiver.url}],
+            )
+        alerts_evaluate(at=now())
+        worker = start(environment, "--concurrency", "2")
+        try:
+            wait_for(lambda: well.calls)
+            # Four calls to the one that hangs would have taken four time-outs before it.
+            assert len(hanging.calls) <= 2
+            wait_for(lambda: len(failing.calls) == 2)
+            wait_for(lambda: _sent() == 2)
+        finally:
+            worker.send_signal(signal.SIGTERM)
+            _, err = worker.communicate(timeout=20)
+    assert worker.returncode == 0, err
+    assert len(well.calls) == 1
+    assert AlertEvent.objects.count() == 6
+
+
+def _sent():
+    deliveries = AlertEvent.objects.values_list("deliveries", flat=True)
+    return sum(bool(row["sent_at"]) for found in deliveries for row in found.values())
 
 
 def _waiting():

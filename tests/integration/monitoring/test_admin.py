@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -14,6 +15,7 @@ from django.utils.timezone import now
 from monitoring.models import AuditLog, DataRetentionPolicy, PerformanceAlert
 from registry.admin_base import UncountedPaginator
 from tests.factories import (
+    AlertEventFactory,
     AuditLogFactory,
     DataRetentionPolicyFactory,
     MCPServerFactory,
@@ -160,6 +162,59 @@ def test_an_alert_that_does_not_fit_is_refused_in_words(admin_client, change, wo
     add = reverse("admin:monitoring_performancealert_add")
     assert words in errors_of(admin_client.post(add, {**ALERT, **change}))
     assert PerformanceAlert.objects.count() == 1
+
+
+HOOK = {"type": "webhook", "url": "https://8.8.8.8/alerts", "secret": "secret-4711"}
+
+
+def test_an_operator_edits_a_rule_without_seeing_or_losing_its_secret(admin_client):
+    add = reverse("admin:monitoring_performancealert_add")
+    form = {**ALERT, "notification_channels": json.dumps([HOOK])}
+    assert admin_client.post(add, form).status_code == 302
+    alert = PerformanceAlert.objects.get()
+    change = reverse("admin:monitoring_performancealert_change", args=[alert.pk])
+    page = admin_client.get(change)
+    assert HOOK["secret"] not in page.content.decode()
+    shown = json.loads(page.context["adminform"].form["notification_channels"].value())
+    assert shown == [HOOK | {"secret": "not shown"}]
+    form = {**ALERT, "notification_channels": json.dumps([*shown, {"type": "log"}])}
+    assert admin_client.post(change, form).status_code == 302
+    alert.refresh_from_db()
+    assert alert.channel_secrets.open() == {HOOK["url"]: HOOK["secret"]}
+    assert len(alert.notification_channels) == 2
+
+
+def test_the_history_of_an_alert_is_a_read_only_list(admin_client):
+    event = AlertEventFactory(
+        deliveries={"log-1": {"channel": "log", "attempts": 1, "sent_at": "2026", "error": ""}}
+    )
+    other = AlertEventFactory()
+    page = reverse("admin:monitoring_alertevent_changelist")
+    assert listed(admin_client, f"{page}?alert__id__exact={event.alert_id}") == [event.pk]
+    assert listed(admin_client, page) == [other.pk, event.pk]
+    change = reverse("admin:monitoring_alertevent_change", args=[event.pk])
+    assert admin_client.get(change).status_code == 200
+    assert admin_client.post(change, {"message": "x"}).status_code == 403
+    alert = reverse("admin:monitoring_performancealert_change", args=[event.alert_id])
+    assert f"{page}?alert__id__exact={event.alert_id}" in admin_client.get(alert).text
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "not evaluated"),
+        ({"last_measured": now()}, "ok"),
+        ({"last_measured": now(), "pending_since": now()}, "pending"),
+        ({"no_data_since": now()}, "no data"),
+        ({"is_triggered": True, "first_triggered": now()}, "firing"),
+        ({"is_triggered": True, "acknowledged_at": now()}, "acknowledged"),
+        ({"is_active": False, "last_measured": now()}, "off"),
+    ],
+)
+def test_the_list_says_how_each_alert_stands(admin_client, fields, words):
+    assert PerformanceAlertFactory(**fields).state == words
+    page = reverse("admin:monitoring_performancealert_changelist")
+    assert words in admin_client.get(page).text.lower()
 
 
 def test_a_firing_alert_is_acknowledged(admin_client, admin_user):

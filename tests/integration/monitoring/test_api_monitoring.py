@@ -10,6 +10,7 @@ from monitoring.models import AuditLog, DataRetentionPolicy, MaterializedView, P
 from registry.db.ids import uuid7
 from tests.api import client_of, transaction_queries
 from tests.factories import (
+    AlertEventFactory,
     AuditLogFactory,
     DataRetentionPolicyFactory,
     MCPServerFactory,
@@ -22,6 +23,7 @@ from tests.partitions import one_old_partition
 
 pytestmark = pytest.mark.django_db
 
+EVENTS = "/api/v1/alert-events"
 ALERTS, REQUESTS, AUDIT = "/api/v1/alerts", "/api/v1/request-logs", "/api/v1/audit-logs"
 POLICIES, VIEWS = "/api/v1/retention-policies", "/api/v1/materialized-views"
 
@@ -241,6 +243,62 @@ def test_an_alert_that_fires_is_acknowledged_once_a_firing():
     PerformanceAlert.objects.update(first_triggered=now() + timedelta(seconds=1))  # it fires anew
     assert client.post(path).status_code == 200
     assert AuditLog.objects.filter(action="alert.acknowledge").count() == 2
+
+
+HOOK = {"type": "webhook", "url": "https://8.8.8.8/alerts", "secret": "secret-4711"}
+
+
+def test_a_webhooks_secret_is_written_and_never_shown(operator):
+    made = operator.post(ALERTS, ALERT | {"notification_channels": [HOOK]}, format="json")
+    assert made.status_code == 201, made.content
+    path = f"{ALERTS}/{made.json()['id']}"
+    shown = made.json()["notification_channels"]
+    assert shown == [HOOK | {"secret": "not shown"}]
+    changed = operator.patch(path, {"notification_channels": [*shown, {"type": "log"}]}, "json")
+    assert changed.status_code == 200, changed.content
+    assert PerformanceAlert.objects.get().channel_secrets.open() == {HOOK["url"]: HOOK["secret"]}
+    for answer in (made, changed, operator.get(path), operator.get(ALERTS), operator.get(AUDIT)):
+        assert HOOK["secret"] not in answer.content.decode()
+    elsewhere = [shown[0] | {"url": "https://8.8.4.4/"}]
+    refused = operator.patch(path, {"notification_channels": elsewhere}, "json")
+    assert "no secret is stored" in refused.json()["notification_channels"][0]
+
+
+def test_a_channel_that_does_not_fit_is_refused_in_words(operator):
+    channels = [{"type": "log"}, {"type": "email", "to": ["ops"]}]
+    answer = operator.post(ALERTS, ALERT | {"notification_channels": channels}, format="json")
+    assert answer.status_code == 400
+    [words] = answer.json()["notification_channels"]
+    assert words.startswith("Channel 2: 'ops' is no e-mail address")
+
+
+def test_the_events_of_an_alert_say_what_happened_and_who_was_told(client, operator):
+    mine, other = (
+        PerformanceAlertFactory(server=MCPServerFactory(tenant=client.key.tenant)) for _ in range(2)
+    )
+    everyones = AlertEventFactory(alert__server=None)
+    delivery = {"channel": "log", "attempts": 1, "sent_at": "2026-05-01T12:00:00Z", "error": ""}
+    first = AlertEventFactory(alert=mine, deliveries={"log-1": delivery})
+    second = AlertEventFactory(alert=mine, kind="resolved", value=None)
+    AlertEventFactory(alert=other)
+    found = client.get(EVENTS, {"alert": str(mine.pk)}).json()["results"]
+    assert [row["id"] for row in found] == [str(second.pk), str(first.pk)]
+    assert (found[1]["alert_name"], found[1]["deliveries"]) == (mine.name, [delivery])
+    assert ids(client.get(EVENTS, {"alert": str(mine.pk), "kind": "resolved"})) == [str(second.pk)]
+    assert str(everyones.pk) not in ids(client.get(EVENTS))
+    assert str(everyones.pk) in ids(operator.get(EVENTS))
+    assert client.get(f"{EVENTS}/{everyones.pk}").status_code == 404
+    assert operator.post(EVENTS, {}, format="json").status_code == 405
+
+
+def test_a_list_of_events_takes_two_queries_whatever_its_length(
+    operator, django_assert_num_queries
+):
+    for _ in range(10):
+        AlertEventFactory(alert__server=MCPServerFactory())
+    operator.get(EVENTS)
+    with django_assert_num_queries(2):
+        assert len(ids(operator.get(EVENTS))) == 10
 
 
 # ---------------------------------------------------------------- policies and views
