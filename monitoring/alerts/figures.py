@@ -7,24 +7,26 @@ ones is seen.
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+from django.db import connection
 
 from monitoring.alerts.rules import Rule
-from monitoring.queries import fetch_rows
 
 __all__ = ["ALL", "Figures", "Reading", "Row"]
 
 ALL = "all"
+NOTHING = "there is nothing to measure now"
 # Of these the view lists a server only while there is something to count: no row is a zero.
 ZERO_WHEN_ABSENT = frozenset({"open_breakers", "pool_utilisation_percent", "queue_depth"})
 CEILINGS = {"ratio": 1.0, "percent": 100.0}
 MOST_PARTS = 5
 
-# Metrics that no rule names cost nothing: the planner drops their branches of the view.
 _READ = """
 SELECT metric, subject, value, unit
 FROM performance_monitoring
@@ -32,17 +34,12 @@ WHERE metric = ANY(%(metrics)s::text[])
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row of the view: a figure of one subject."""
 
     subject: str
-    value: float | None
+    value: float
     unit: str
-
-    @property
-    def is_measured(self) -> bool:
-        return self.value is not None and math.isfinite(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,58 +57,67 @@ class Reading:
         return CEILINGS.get(self.unit)
 
 
+@dataclass(slots=True)
+class _Metric:
+    """The rows of one metric by their subjects; `measured` are those that have a value."""
+
+    unit: str
+    subjects: set[str] = field(default_factory=set)
+    measured: dict[str, Row] = field(default_factory=dict)
+
+
 class Figures:
     """All rows of some metrics, as they were at one moment."""
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self._rows: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            figure = Row(row["subject"] or "", row["value"], row["unit"] or "")
-            self._rows[row["metric"]].append(figure)
+    def __init__(self, rows: Iterable[tuple[str, str | None, float | None, str | None]]) -> None:
+        """Rows of (metric, subject, value, unit)."""
+        self._metrics: dict[str, _Metric] = {}
+        for metric, subject, value, unit in rows:
+            found = self._metrics.get(metric)
+            if found is None:
+                found = self._metrics[metric] = _Metric(unit or "")
+            found.subjects.add(subject or "")
+            if value is not None and math.isfinite(value):
+                found.measured[subject or ""] = Row(subject or "", value, unit or "")
 
     @classmethod
     def read(cls, metrics: Collection[str]) -> Figures:
         """The metrics' rows, in one statement."""
-        return cls(fetch_rows(_READ, {"metrics": sorted(metrics)}))
+        with connection.cursor() as cursor:
+            cursor.execute(_READ, {"metrics": sorted(metrics)})
+            return cls(cursor.fetchall())
 
     def reading(self, *, metric: str, server: str | None, rule: Rule) -> Reading:
         """The value for a rule; `server` is its subject in the view, None: everything."""
-        rows = self._rows.get(metric, [])
-        if not rows:
+        found = self._metrics.get(metric)
+        if found is None:
             return Reading(None, why=f"performance_monitoring has no metric '{metric}' now")
-        if server is not None:
-            return _of_server(rows, metric, server)
-        return _furthest([row for row in rows if row.is_measured], rule, unit=rows[0].unit)
+        return _furthest(found, rule) if server is None else _of_server(found, metric, server)
 
 
-def _of_server(rows: list[Row], metric: str, server: str) -> Reading:
-    found = next((row for row in rows if row.subject == server), None)
-    unit = rows[0].unit
-    if found is None and metric in ZERO_WHEN_ABSENT:
-        return Reading(0.0, unit, server)
-    if found is None:
-        return Reading(None, unit, server, f"'{metric}' is not measured for this server now")
-    if not found.is_measured:
-        return Reading(None, unit, server, "there is nothing to measure now")
-    return Reading(found.value, unit, server)
+def _of_server(found: _Metric, metric: str, server: str) -> Reading:
+    if row := found.measured.get(server):
+        return Reading(row.value, row.unit, server)
+    if server in found.subjects:
+        return Reading(None, found.unit, server, NOTHING)
+    if metric in ZERO_WHEN_ABSENT:
+        return Reading(0.0, found.unit, server)
+    return Reading(None, found.unit, server, f"'{metric}' is not measured for this server now")
 
 
-def _furthest(rows: list[Row], rule: Rule, *, unit: str) -> Reading:
-    if not rows:
-        return Reading(None, unit, ALL, "there is nothing to measure now")
-    ordered = sorted(rows, key=lambda row: (*_distance(rule, row), row.subject != ALL))
-    worst = ordered[0]
-    beyond = [row for row in ordered if row.subject != ALL and rule.holds(_value(row))]
-    return Reading(worst.value, worst.unit, worst.subject, parts=tuple(beyond[:MOST_PARTS]))
+def _furthest(found: _Metric, rule: Rule) -> Reading:
+    if not found.measured:
+        return Reading(None, found.unit, ALL, NOTHING)
+    worst = min(found.measured.values(), key=partial(_place, rule))
+    beyond = (
+        row for row in found.measured.values() if row.subject != ALL and rule.holds(row.value)
+    )
+    parts = heapq.nsmallest(MOST_PARTS, beyond, key=partial(_place, rule))
+    return Reading(worst.value, worst.unit, worst.subject, parts=tuple(parts))
 
 
-def _distance(rule: Rule, row: Row) -> tuple[bool, float]:
-    """Smallest for the row that the rule should look at."""
-    value = _value(row)
+def _place(rule: Rule, row: Row) -> tuple[float, bool]:
+    """Smallest for the row that decides; of equal ones that is the whole."""
     if rule.operator == "==":
-        return not rule.holds(value), 0.0 if row.subject == ALL else 1.0
-    return False, value if rule.operator in ("<", "<=") else -value
-
-
-def _value(row: Row) -> float:
-    return row.value if row.value is not None else math.nan
+        return not rule.holds(row.value), row.subject != ALL
+    return row.value if rule.operator in ("<", "<=") else -row.value, row.subject != ALL

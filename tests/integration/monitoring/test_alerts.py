@@ -186,10 +186,8 @@ def test_simulated_weeks_leave_one_event_a_change():
 
 
 def reading(rows, *, operator=">", threshold=10.0, server=None):
-    columns = ("metric", "subject", "value", "unit")
-    figures = Figures(dict(zip(columns, row, strict=True)) for row in rows)
     rule = Rule(operator, threshold, MINUTE, MINUTE)
-    return figures.reading(metric="m", server=server, rule=rule)
+    return Figures(rows).reading(metric="m", server=server, rule=rule)
 
 
 def test_the_row_furthest_along_the_operator_decides():
