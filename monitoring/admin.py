@@ -41,7 +41,7 @@ from registry.admin_base import (
     CheckedModelForm,
     LogAdmin,
     OperatorAdmin,
-    ReadOnlyMixin,
+    OwnedRowsMixin,
     ServiceAdmin,
     TimeWindowFilter,
     UncountedPaginator,
@@ -540,8 +540,8 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
 
 
 @admin.register(AlertEvent)
-class AlertEventAdmin(ReadOnlyMixin, OperatorAdmin):
-    """What happened to which alert, and who was told."""
+class AlertEventAdmin(OwnedRowsMixin, OperatorAdmin):
+    """What happened to which alert, and who was told. Comes and goes with its alert."""
 
     paginator = UncountedPaginator
     list_display = ("occurred_at", "what", "alert_link", "figure", "subject", "told")
@@ -559,6 +559,9 @@ class AlertEventAdmin(ReadOnlyMixin, OperatorAdmin):
         "parts",
         "deliveries",
     )
+
+    def has_change_permission(self, *_: Any, **__: Any) -> bool:
+        return False
 
     @display(description="event", label=EVENT_COLOURS)
     def what(self, event: AlertEvent) -> str:

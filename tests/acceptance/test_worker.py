@@ -1,5 +1,6 @@
 """The worker as a process of its own: it checks a real server, and it stops when it is told."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from django.conf import settings
 from django.db import connection
 from django.utils.timezone import now
 from psycopg import sql
+from procrastinate.contrib.django import app
 
 from gateway.models import CircuitBreaker
 from monitoring.alerts.evaluate import alerts_evaluate
@@ -110,6 +112,43 @@ def test_a_webhook_that_hangs_delays_no_other_and_one_that_fails_is_tried_again(
     assert worker.returncode == 0, err
     assert len(well.calls) == 1
     assert AlertEvent.objects.count() == 6
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_notification_that_a_dead_worker_left_is_taken_up_again(environment):
+    MCPServerFactory()
+    CircuitBreaker.objects.update(state="open")
+    with receiving() as receiver:
+        PerformanceAlertFactory(
+            duration_minutes=0,
+            notification_channels=[{"type": "webhook", "url": receiver.url}],
+        )
+        alerts_evaluate(at=now())
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO procrastinate_workers (last_heartbeat)"
+                " VALUES (now() - interval '10 minutes') RETURNING id"
+            )
+            cursor.execute(
+                "UPDATE procrastinate_jobs SET status = 'doing', worker_id = %s"
+                " WHERE args ->> 'event_id' = %s",
+                [*cursor.fetchone(), str(AlertEvent.objects.get().pk)],
+            )
+        asyncio.run(_tidied())
+        worker = start(environment)
+        try:
+            wait_for(lambda: receiver.calls)
+            wait_for(lambda: _sent() == 1)
+        finally:
+            worker.send_signal(signal.SIGTERM)
+            worker.communicate(timeout=20)
+    assert len(receiver.calls) == 1
+
+
+async def _tidied():
+    with app.replace_connector(app.connector.get_worker_connector()):
+        async with app.open_async():
+            await app.tasks["jobs_tidy"](timestamp=0)
 
 
 def _sent():

@@ -14,11 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = (
     "SESSION_COOKIE_SECURE", "CSRF_COOKIE_SECURE", "SECURE_HSTS_SECONDS",
-    "CSRF_TRUSTED_ORIGINS", "GATEWAY_ALLOWED_ORIGINS",
+    "CSRF_TRUSTED_ORIGINS", "GATEWAY_ALLOWED_ORIGINS", "GATEWAY_HEARTBEAT_URL",
+    "EMAIL_HOST", "EMAIL_PORT", "EMAIL_HOST_PASSWORD", "EMAIL_USE_TLS",
 )  # fmt: skip
 SHOW = (
     "import json; from gateway import settings as s;"
-    f"print(json.dumps({{name: getattr(s, name) for name in {SHOWN}}}))"
+    f"print(json.dumps({{name: getattr(s, name, None) for name in {SHOWN}}}))"
 )
 
 
@@ -67,6 +68,24 @@ def test_hsts_is_told_only_when_asked_for() -> None:
     refused = run(GATEWAY_HSTS_SECONDS="-1")
     assert refused.returncode == 1
     assert "GATEWAY_HSTS_SECONDS: '-1' is not a whole number from 0." in refused.stderr
+
+
+def test_mail_goes_where_one_variable_says() -> None:
+    found = settings(EMAIL_URL="smtp+tls://ops:p%40ss@mail.example.org:587")
+    assert [found[name] for name in SHOWN if name.startswith("EMAIL_")] == [
+        "mail.example.org", 587, "p@ss", True,
+    ]  # fmt: skip
+    refused = run(EMAIL_URL="mail.example.org:587")
+    assert "EMAIL_URL: write smtp+tls://user:password@mail.example.org:587." in refused.stderr
+
+
+def test_a_heartbeat_is_off_unless_a_whole_url_is_given() -> None:
+    assert settings()["GATEWAY_HEARTBEAT_URL"] == ""
+    url = "https://watcher.example.org/ping/4711"
+    assert settings(GATEWAY_HEARTBEAT_URL=url)["GATEWAY_HEARTBEAT_URL"] == url
+    refused = run(GATEWAY_HEARTBEAT_URL="watcher.example.org")
+    assert refused.returncode == 1
+    assert "GATEWAY_HEARTBEAT_URL: write a whole URL" in refused.stderr
 
 
 @pytest.mark.parametrize("debug", ["on", "off"])

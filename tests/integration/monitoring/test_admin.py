@@ -195,8 +195,13 @@ def test_the_history_of_an_alert_is_a_read_only_list(admin_client):
     change = reverse("admin:monitoring_alertevent_change", args=[event.pk])
     assert admin_client.get(change).status_code == 200
     assert admin_client.post(change, {"message": "x"}).status_code == 403
+    delete = reverse("admin:monitoring_alertevent_delete", args=[event.pk])
+    assert admin_client.post(delete, {"post": "yes"}).status_code == 403
     alert = reverse("admin:monitoring_performancealert_change", args=[event.alert_id])
     assert f"{page}?alert__id__exact={event.alert_id}" in admin_client.get(alert).text
+    gone = reverse("admin:monitoring_performancealert_delete", args=[event.alert_id])
+    assert admin_client.post(gone, {"post": "yes"}).status_code == 302
+    assert listed(admin_client, page) == [other.pk]
 
 
 @pytest.mark.parametrize(
