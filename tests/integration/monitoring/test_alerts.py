@@ -12,10 +12,17 @@ from django.db import connection
 from django.utils.timezone import now
 
 from gateway.models import CircuitBreaker
+from monitoring.alerts import channels
 from monitoring.alerts.evaluate import alerts_evaluate
 from monitoring.alerts.figures import Figures
-from monitoring.alerts.rules import Rule
-from monitoring.models import AlertEvent, AuditLog, PerformanceAlert, StatementSnapshot
+from monitoring.alerts.rules import Change, Rule
+from monitoring.models import (
+    AlertEvent,
+    AlertEventKind,
+    AuditLog,
+    PerformanceAlert,
+    StatementSnapshot,
+)
 from monitoring.services import alert_acknowledge, alert_create, alert_update
 from registry.audit import Actor
 from tests.factories import MCPServerFactory, PerformanceAlertFactory, TenantFactory, UserFactory
@@ -208,6 +215,11 @@ def test_rows_without_a_value_or_with_one_that_is_no_number_do_not_count():
 
 
 # ---------------------------------------------------------------- rules
+
+
+def test_channels_know_every_kind_of_event_and_so_does_the_evaluator():
+    assert set(channels.EVENTS) == set(AlertEventKind.values)
+    assert {*Change, "acknowledged"} == set(AlertEventKind.values)
 
 
 def made(**fields: Any) -> PerformanceAlert:
