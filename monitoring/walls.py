@@ -24,4 +24,10 @@ WALLS = (
     Wall(table="request_user_deltas", read="tenant_id = {tenant}"),
     # Alerts on all servers are the operators'.
     Wall(table="performance_alerts", read=OF_OWN_SERVER, change=OF_OWN_SERVER),
+    Wall(
+        table="alert_events",
+        read="EXISTS (SELECT FROM performance_alerts AS alert"
+        " JOIN mcp_servers AS server ON server.id = alert.server_id"
+        " WHERE alert.id = alert_id AND server.tenant_id = {tenant})",
+    ),
 )

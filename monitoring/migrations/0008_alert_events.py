@@ -10,7 +10,7 @@ import registry.db.indexes
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("monitoring", "0003_summaries"),
+        ("monitoring", "0006_rollups"),
     ]
 
     operations = [

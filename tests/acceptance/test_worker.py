@@ -12,8 +12,8 @@ import pytest
 from django.conf import settings
 from django.db import connection
 from django.utils.timezone import now
-from psycopg import sql
 from procrastinate.contrib.django import app
+from psycopg import sql
 
 from gateway.models import CircuitBreaker
 from monitoring.alerts.evaluate import alerts_evaluate
