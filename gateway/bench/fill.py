@@ -1,0 +1,505 @@
+"""Seeded rows, made inside PostgreSQL: skewed as real ones are, and correlated.
+
+Popularity follows Zipf's law (the k-th of n is asked for in proportion to 1/k): of tenants, of
+servers, of each server's tools. A call's tenant, path, tool, key and duration follow from its
+server, its status from the server's health. Everything but the time of the run is the same for
+the same sizes. No call lies in the two hours before the last day begins, so that a window of
+24 hours that moves while the benchmark runs holds the same rows all the while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+from django.db import connection as django_connection
+from django.db import models
+from psycopg import sql
+
+from gateway.bench.arms import columns, tables
+from gateway.models import CircuitBreaker
+from monitoring.models import AuditLog, RequestLog
+from registry.models import (
+    MCPServer,
+    ServerMetric,
+    ServerPrompt,
+    ServerResource,
+    ServerTool,
+    SystemConfig,
+    Tenant,
+)
+from security.models import APIKey, EnhancedAPIKey, ServerAccessControl, Session, User
+
+__all__ = ["DAYS", "TABLES", "Sizes", "age_rows", "analyse", "fill", "make_partitions"]
+
+Connection = psycopg.Connection[Any]
+Told = Callable[[str], None]
+
+DAYS = 30
+SEED = 0.42
+TOOLS_EACH = 8
+# Bytes with all three arms and their indexes, rounded up from what PostgreSQL 15 and 18 needed.
+BYTES_A_REQUEST, BYTES_A_SERVER = 4_500, 30_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many rows; what the command does not take follows from what it takes."""
+
+    requests: int
+    servers: int
+
+    @property
+    def tenants(self) -> int:
+        return max(20, self.servers // 50)
+
+    @property
+    def keys(self) -> int:
+        return self.tenants * 20
+
+    @property
+    def users(self) -> int:
+        return self.tenants * 10
+
+    @property
+    def sessions(self) -> int:
+        return self.users * 5
+
+    @property
+    def audit(self) -> int:
+        return max(1000, self.requests // 4)
+
+    @property
+    def metrics(self) -> int:
+        return max(1000, self.requests // 10)
+
+    @property
+    def names(self) -> int:
+        """Distinct tool names at each of a server's places."""
+        return max(10, self.servers // 40)
+
+    @property
+    def bytes_needed(self) -> int:
+        return self.requests * BYTES_A_REQUEST + self.servers * BYTES_A_SERVER + 2**28
+
+
+# --------------------------------------------------------------------------- what rows look like
+
+_HELPERS = """
+CREATE SCHEMA bench;
+-- A version 7 UUID of a time, the rest of it from a text.
+CREATE FUNCTION bench.uuid7(ms bigint, salt text) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT (lpad(to_hex(ms), 12, '0') || '7' || substr(md5(salt), 1, 3) || '8'
+            || substr(md5(salt), 4, 15))::uuid $$;
+-- The id of the i-th tenant, server, user, …: known without looking it up, in the order of i.
+CREATE FUNCTION bench.id(kind text, i bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT bench.uuid7(1700000000000 + i, kind || i) $$;
+-- 1 to n, k in proportion to 1/k.
+CREATE FUNCTION bench.zipf(n bigint) RETURNS bigint LANGUAGE sql VOLATILE AS $$
+    SELECT least(n, floor(power(n + 1, random()))::bigint) $$;
+-- 0 to 1, always the same for the same number.
+CREATE FUNCTION bench.share(i bigint) RETURNS double precision LANGUAGE sql IMMUTABLE AS $$
+    SELECT (hashint8(i) & 2147483647) / 2147483648.0 $$;
+-- No two tools of a server (places 1 to 8) have one name; some names are on many servers.
+CREATE FUNCTION bench.tool(server bigint, place bigint, names bigint) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT 'tool_' || place + 8 * floor(names * power(bench.share(server * 8 + place), 2)) $$;
+"""
+
+# One row a server with what its tools, calls and metrics follow from. The most popular servers are
+# not the oldest ones: 7919 is prime, so the multiplication deals the ranks out anew.
+_SERVERS = """
+CREATE TABLE bench.server AS
+SELECT i, 1 + (i * 7919) %% %(servers)s AS rank, bench.id('server', i) AS id,
+       'server-' || i AS slug, s.tenant, bench.id('tenant', s.tenant) AS tenant_id,
+       (ARRAY['http', 'http', 'http', 'http', 'http', 'http', 'http', 'sse', 'stdio',
+              'websocket'])[1 + floor(10 * s.a)::int] AS transport,
+       -- Servers that answer slowly are degraded more often.
+       CASE WHEN s.b > 0.5 THEN 'healthy' WHEN s.c > 0.8 THEN 'degraded'
+            WHEN s.b > 0.1 THEN 'healthy' WHEN s.b > 0.06 THEN 'unhealthy'
+            WHEN s.b > 0.03 THEN 'unknown' ELSE 'maintenance' END AS health,
+       exp(2 + 4 * s.c) AS latency
+  FROM (SELECT i, CASE WHEN i %% 10 = 0 THEN NULL ELSE bench.zipf(%(tenants)s) END AS tenant,
+               random() AS a, random() AS b, random() AS c
+          FROM generate_series(1, %(servers)s) AS i OFFSET 0) AS s
+ ORDER BY i;
+CREATE UNIQUE INDEX ON bench.server (rank);
+CREATE UNIQUE INDEX ON bench.server (i);
+ANALYZE bench.server;
+"""
+
+# What a NOT NULL column gets that no query looks at, by its type.
+_FILL = {
+    "uuid": "bench.id('any', i)",
+    "boolean": "false",
+    "jsonb": "'{}'",
+    "timestamp with time zone": "now()",
+    "bytea": "decode(md5(i::text) || md5(i::text), 'hex')",
+}
+_SCHEMA = (
+    """'{"type": "object", "required": ["path"], "properties": {"path": {"type": "string","""
+    """
+     "description": "Where to look"}, "limit": {"type": "integer", "minimum": 1}}}'"""
+)
+# A call's place in time: evenly over the days, but for the two quiet hours.
+_TIME = """%(at)s - interval '1 second' * CASE
+    WHEN age.seconds BETWEEN 79200 AND 86400 THEN age.seconds + 7200 ELSE age.seconds END"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one table: SQL expressions by column, over the columns of `source`."""
+
+    model: type[models.Model]
+    source: str
+    columns: dict[str, str]
+
+
+def _series(count: str) -> str:
+    return f"generate_series(1, %({count})s) AS i"
+
+
+_REGISTRY = [
+    Rows(
+        Tenant,
+        _series("tenants"),
+        {"id": "bench.id('tenant', i)", "name": "'Tenant ' || i", "slug": "'tenant-' || i"},
+    ),
+    Rows(
+        MCPServer,
+        "bench.server AS s",
+        {
+            "id": "s.id",
+            "tenant_id": "CASE WHEN s.tenant IS NOT NULL THEN s.tenant_id END",
+            "name": "'Server ' || i",
+            "slug": "s.slug",
+            "description": "repeat('Finds things and reads them. ', 3)",
+            "endpoint_url": "'https://host-' || i || '.example.org/mcp'",
+            "transport_type": "s.transport",
+            "health_status": "s.health",
+            "last_health_check": "CASE WHEN i %% 20 > 0"
+            " THEN %(at)s - interval '1 second' * 320 * bench.share(i) END",
+            "avg_response_time": "s.latency * (1 + bench.share(i) / 10)",
+            "success_rate": "CASE s.health WHEN 'unhealthy' THEN 0.4 ELSE 0.99 END",
+            "is_enabled": "i %% 50 > 0",
+        },
+    ),
+    Rows(
+        ServerTool,
+        "bench.server AS s CROSS JOIN LATERAL (SELECT place, s.i * 8 + place AS n,"
+        " floor(exp(14 * bench.share(s.i * 16 + place)) - 20)::bigint AS calls"
+        " FROM generate_series(1, 8) AS place) AS t",
+        {
+            "id": "bench.id('tool', t.n)",
+            "server_id": "s.id",
+            "name": "bench.tool(s.i, t.place, %(names)s)",
+            "description": "repeat('Looks up what the caller names. ', 4)",
+            "input_schema": _SCHEMA,
+            "total_calls": "greatest(0, t.calls)",
+            "success_count": "floor(greatest(0, t.calls) * 0.97)",
+            "error_count": "ceil(greatest(0, t.calls) * 0.03)",
+            "avg_execution_time": "CASE WHEN t.calls > 0 THEN s.latency END",
+            "is_enabled": "t.n %% 40 > 0",
+            "schema_hash": "md5(t.n::text)",
+        },
+    ),
+    *(
+        Rows(
+            model,
+            "bench.server AS s",
+            {"id": "bench.id('thing', i)", "server_id": "s.id", name: "'thing-' || i"},
+        )
+        for model, name in ((ServerResource, "uri_template"), (ServerPrompt, "name"))
+    ),
+    Rows(
+        SystemConfig,
+        _series("users"),
+        {
+            "id": "bench.id('config', i)",
+            "tenant_id": "bench.id('tenant', 1 + (i - 1) / 10)",
+            "key": "'setting.' || i %% 10",
+        },
+    ),
+]
+
+_SECURITY = [
+    Rows(
+        User,
+        _series("users"),
+        {
+            "id": "bench.id('user', i)",
+            "tenant_id": "bench.id('tenant', 1 + (i - 1) %% %(tenants)s)",
+            "username": "'user-' || i",
+            "email": "'user-' || i || '@example.org'",
+            "password": "'!' || md5(i::text)",
+            "role": "(ARRAY['user', 'user', 'user', 'user', 'user', 'user', 'user', 'admin',"
+            " 'service', 'readonly'])[1 + i %% 10]",
+            "is_active": "i %% 11 > 0",
+        },
+    ),
+    Rows(
+        Session,
+        "(SELECT i, bench.zipf(%(users)s) AS u"
+        " FROM generate_series(1, %(sessions)s) AS i OFFSET 0) AS d",
+        {
+            "id": "bench.id('session', i)",
+            "user_id": "bench.id('user', u)",
+            # As the session store does it; the agent's name lets the benchmark know the cookie.
+            "session_token": "encode(sha256(convert_to('session-' || i, 'UTF8')), 'hex')",
+            "user_agent": "'session-' || i",
+            "session_data": "repeat('x', 120)",
+            "is_active": "i %% 10 < 3",
+            "expires_at": "%(at)s + interval '1 second'"
+            " * CASE WHEN i %% 10 < 3 THEN 86400 * (1 + 13 * bench.share(i))"
+            " ELSE -86400 * 20 * bench.share(i) END",
+            "last_activity": "%(at)s - interval '1 second'"
+            " * CASE WHEN i %% 10 < 3 THEN 86400 * bench.share(i)"
+            " ELSE 86400 * (1 + 20 * bench.share(i)) END",
+        },
+    ),
+    Rows(
+        APIKey,
+        _series("users"),
+        {
+            "id": "bench.id('plain', i)",
+            "tenant_id": "bench.id('tenant', 1 + (i - 1) %% %(tenants)s)",
+            "user_id": "bench.id('user', i)",
+            "key_hash": "encode(sha256(convert_to('mcpgw_plain_' || i, 'UTF8')), 'hex')",
+            "key_prefix": "'plain-' || i",
+            "scopes": "'{read,proxy}'",
+            "is_active": "i %% 7 > 0",
+        },
+    ),
+    Rows(
+        EnhancedAPIKey,
+        _series("keys"),
+        {
+            "id": "bench.id('key', i)",
+            "tenant_id": "bench.id('tenant', 1 + (i - 1) %% %(tenants)s)",
+            "user_id": "CASE WHEN i %% 3 = 0 THEN bench.id('user', 1 + (i - 1) %% %(tenants)s) END",
+            "key_prefix": "'key-' || i",
+            "scopes": "'{read,proxy}'",
+            "is_active": "i %% 9 > 0",
+        },
+    ),
+    Rows(
+        ServerAccessControl,
+        "bench.server AS s CROSS JOIN LATERAL (SELECT n, random() AS r"
+        " FROM generate_series(0, 3) AS n OFFSET 0) AS d",
+        {
+            "id": "bench.id('rule', s.i * 4 + d.n)",
+            "server_id": "s.id",
+            "tenant_id": "CASE d.n WHEN 0 THEN"
+            " coalesce(s.tenant_id, bench.id('tenant', 1 + s.i %% %(tenants)s)) END",
+            "user_id": "CASE d.n WHEN 1 THEN bench.id('user', 1 + s.i %% %(users)s) END",
+            "api_key_id": "CASE WHEN d.n >= 2 THEN"
+            " bench.id('key', 1 + (s.i * 2 + d.n) %% %(keys)s) END",
+            "can_proxy": "true",
+            "is_active": "d.r < 0.5",
+        },
+    ),
+]
+
+# The server of a call by its popularity, its tenant (callers of shared servers are anybody's), and
+# a second popularity: of the server's tools.
+_CALLS = """(
+    SELECT i, bench.zipf(%(servers)s) AS rank, bench.zipf(%(tenants)s) AS guest,
+           bench.zipf(8) AS place, random() AS a, random() AS b,
+           (%({count})s - i + random()) * %(seconds)s / %({count})s AS seconds
+      FROM generate_series(1, %({count})s) AS i OFFSET 0) AS age
+  JOIN bench.server AS s USING (rank)
+ CROSS JOIN LATERAL (SELECT coalesce(s.tenant, age.guest) AS tenant) AS caller"""
+_STATUS = """CASE WHEN age.a > CASE s.health WHEN 'unhealthy' THEN 0.5 ELSE 0.985 END
+    THEN (ARRAY[502, 504, 429, 403])[1 + floor(4 * age.b)::int] ELSE 200 END"""
+
+_LOGS = [
+    Rows(
+        RequestLog,
+        _CALLS.replace("{count}", "requests"),
+        {
+            "id": "bench.uuid7((extract(epoch FROM {time}) * 1000)::bigint, 'r' || age.i)",
+            "request_time": "{time}",
+            "request_id": "bench.uuid7((extract(epoch FROM {time}) * 1000)::bigint, 'x' || age.i)",
+            "tenant_id": "bench.id('tenant', caller.tenant)",
+            "user_id": "CASE WHEN age.b < 0.3 THEN bench.id('user', caller.tenant) END",
+            "api_key_id": "bench.id('key', caller.tenant + %(tenants)s * floor(5 * age.b)::int)",
+            "ip_address": "('203.0.113.' || floor(250 * age.b))::inet",
+            "method": "'POST'",
+            "path": "'/mcp/' || s.slug",
+            "rpc_method": "CASE WHEN age.b < 0.85 THEN 'tools/call' ELSE 'tools/list' END",
+            "tool_name": "CASE WHEN age.b < 0.85"
+            " THEN bench.tool(s.i, age.place, %(names)s) ELSE '' END",
+            "target_server_id": "s.id",
+            "status_code": _STATUS,
+            "duration_ms": "s.latency * exp(age.a + age.b - 0.5)",
+            "upstream_ms": "s.latency * exp(age.a + age.b - 0.6)",
+            "request_size_bytes": "200 + floor(600 * age.b)",
+            "response_size_bytes": "floor(exp(5 + 6 * age.a))",
+            "protocol_version": "'2025-06-18'",
+        },
+    ),
+    Rows(
+        AuditLog,
+        _CALLS.replace("{count}", "audit"),
+        {
+            "id": "bench.uuid7((extract(epoch FROM {time}) * 1000)::bigint, 'a' || age.i)",
+            "timestamp": "{time}",
+            "tenant_id": "bench.id('tenant', caller.tenant)",
+            "user_id": "bench.id('user', caller.tenant)",
+            "service_name": "'api'",
+            "action": "(ARRAY['server.update', 'api_key.create', 'tool.update',"
+            " 'call.denied'])[1 + floor(4 * age.b)::int]",
+            "resource_type": "'mcp_servers'",
+            "resource_id": "s.id::text",
+            "ip_address": "('203.0.113.' || floor(250 * age.b))::inet",
+            "success": "age.a < 0.9",
+        },
+    ),
+    Rows(
+        ServerMetric,
+        _CALLS.replace("{count}", "metrics"),
+        {
+            "id": "bench.uuid7((extract(epoch FROM {time}) * 1000)::bigint, 'm' || age.i)",
+            "timestamp": "{time}",
+            "server_id": "s.id",
+            "response_time_ms": "s.latency * exp(age.a - 0.5)",
+        },
+    ),
+]
+
+
+TABLES = (*_REGISTRY, *_SECURITY, *_LOGS)
+
+
+# --------------------------------------------------------------------------- and written
+
+
+def fill(connection: Connection, *, sizes: Sizes, at: datetime, told: Told) -> None:
+    """Fill the migrated tables; `at` is the end of the history. Triggers do what they always do."""
+    parameters = {
+        "at": at,
+        "seconds": DAYS * 86_400 - 10_000,  # the quiet hours move rows back
+        **{name: getattr(sizes, name) for name in _COUNTS},
+    }
+    connection.execute(_HELPERS)
+    # No worker in parallel: each of them would have a sequence of random numbers of its own.
+    connection.execute("SET max_parallel_workers_per_gather = 0")
+    connection.execute("SELECT setseed(%s)", [SEED])
+    psycopg.ClientCursor(connection).execute(_SERVERS, parameters)
+    for rows in TABLES:
+        told(f"Filling {rows.model._meta.db_table}")
+        _insert(connection, rows, parameters)
+    _open_some_breakers(connection)
+    connection.execute("RESET max_parallel_workers_per_gather")
+
+
+_COUNTS = (
+    "requests",
+    "servers",
+    "tenants",
+    "keys",
+    "users",
+    "sessions",
+    "audit",
+    "metrics",
+    "names",
+)
+
+
+def _insert(connection: Connection, rows: Rows, parameters: dict[str, Any]) -> None:
+    there = columns(rows.model)
+    if unknown := rows.columns.keys() - there:
+        raise LookupError(f"{rows.model.__name__} has no column {', '.join(unknown)}")
+    values = {
+        column: rows.columns.get(column) or _any_value(field) for column, field in there.items()
+    }
+    time = f"({_TIME})"
+    statement = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}").format(
+        sql.Identifier(rows.model._meta.db_table),
+        sql.SQL(", ").join([sql.Identifier(column) for column in values]),
+        sql.SQL(", ").join(sql.SQL(value.replace("{time}", time)) for value in values.values()),
+        sql.SQL(rows.source),
+    )
+    psycopg.ClientCursor(connection).execute(statement, parameters)
+
+
+def _any_value(field: models.Field[Any, Any]) -> str:
+    if field.null:
+        return "NULL"
+    kind = field.db_type(django_connection) or ""
+    if kind.endswith("[]"):
+        return "'{}'"
+    if field.choices:
+        return sql.Literal(str(next(iter(field.flatchoices))[0])).as_string(None)
+    return _FILL.get(kind, "''" if "char" in kind or kind == "text" else "1")
+
+
+def _open_some_breakers(connection: Connection) -> None:
+    table = sql.Identifier(CircuitBreaker._meta.db_table)
+    connection.execute(
+        sql.SQL("UPDATE {} SET state = 'open' WHERE hashtext(id::text) %% 100 = 0").format(table),
+        {},
+    )
+
+
+# Tables whose rows live and change; logs are only ever written.
+CHANGING = (MCPServer, ServerTool, Session, EnhancedAPIKey, APIKey, User, ServerAccessControl)
+
+
+def age_rows(connection: Connection, schema: str) -> None:
+    """Vacuum as autovacuum would, then leave 5 % dead rows behind in the tables that change."""
+    for table in tables():
+        connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(sql.Identifier(schema, table)))
+    for model in CHANGING:
+        connection.execute(
+            sql.SQL(
+                "UPDATE {} SET updated_at = updated_at WHERE hashtext(id::text) %% 20 = 0"
+            ).format(sql.Identifier(schema, model._meta.db_table)),
+            {},
+        )
+
+
+def analyse(connection: Connection, schema: str) -> None:
+    for table in tables():
+        connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table)))
+
+
+# --------------------------------------------------------------------------- partitions
+
+_UNCOVERED = """
+    SELECT parent.relname, min(bound.since)
+      FROM pg_class AS parent
+      LEFT JOIN pg_inherits AS i ON i.inhparent = parent.oid
+      LEFT JOIN pg_class AS leaf ON leaf.oid = i.inhrelid
+      LEFT JOIN LATERAL (SELECT (regexp_match(pg_get_expr(leaf.relpartbound, leaf.oid),
+                'FROM \\(''([^'']+)''\\)'))[1]::timestamptz AS since) AS bound ON true
+     WHERE parent.relnamespace = 'public'::regnamespace AND parent.relkind = 'p'
+       AND NOT parent.relispartition AND parent.relname = ANY (%s)
+     GROUP BY parent.relname
+"""
+
+
+def make_partitions(connection: Connection, *, at: datetime) -> None:
+    """A partition a day for the days before those that the migrations made."""
+    first = (at - timedelta(days=DAYS + 1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    for table, earliest in connection.execute(_UNCOVERED, [list(tables())]).fetchall():
+        end = earliest or first + timedelta(days=DAYS + 3)
+        for since, until in _days(first, end):
+            connection.execute(
+                sql.SQL("CREATE TABLE {} PARTITION OF {} FOR VALUES FROM ({}) TO ({})").format(
+                    sql.Identifier(f"{table}_bench_{since:%Y%m%d}"),
+                    sql.Identifier(table),
+                    since,
+                    until,
+                )
+            )
+
+
+def _days(first: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
+    day = timedelta(days=1)
+    while first < end:
+        yield first, min(first + day, end)
+        first += day
