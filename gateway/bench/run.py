@@ -72,7 +72,6 @@ def run_benchmark(
     at: datetime,
     steps: Steps,
     chosen: Sequence[Query] = QUERIES,
-    quiet_seconds: float = 5.0,
 ) -> Result:
     """Make the database, fill it, measure, drop it. ScratchError when it cannot be had."""
     result = Result(sizes=sizes, parameters=parameters, started=at)
@@ -90,7 +89,7 @@ def run_benchmark(
                 result.findings.append(finding)
             _write(connection, result, at, steps)
             steps.step("Traffic while the schema changes")
-            result.traffic = traffic.run_traffic(connection, at=at, quiet_seconds=quiet_seconds)
+            result.traffic = traffic.run_traffic(connection, at=at)
             result.machine["load_after"] = _load()
     return result
 

@@ -27,6 +27,7 @@ Connection = psycopg.Connection[Any]
 ASKED = ("server_discovery", "audit_page", "request_page", "api_key_validation")
 READERS, WRITERS = 2, 1
 ROWS_A_WRITE = 50
+QUIET_SECONDS = 4.0
 PAUSE_SECONDS = 0.005  # between two statements of a session: a load, not a stress test
 INDEX = "idx_request_logs_tenant_time"
 # A partition is dropped under the same wait as elsewhere: reads queue up behind the one who waits.
@@ -66,7 +67,7 @@ def _summary(times: Sequence[float]) -> dict[str, float] | None:
     }
 
 
-def run_traffic(connection: Connection, *, at: datetime, quiet_seconds: float) -> list[During]:
+def run_traffic(connection: Connection, *, at: datetime) -> list[During]:
     """Read and write in arm C: in quiet, while `optimize_db` builds, while a partition goes."""
     enter(connection, OPTIMISED)
     statements = [
@@ -76,7 +77,7 @@ def run_traffic(connection: Connection, *, at: datetime, quiet_seconds: float) -
         for one in draw(connection, query, count=50, absent=5)
     ]
     with _load(statements) as load:
-        found = [load.during("in quiet", lambda: time.sleep(quiet_seconds))]
+        found = [load.during("in quiet", lambda: time.sleep(QUIET_SECONDS))]
         connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(INDEX)))
         found.append(load.during(f"optimize_db builds {INDEX}", _optimize))
         if oldest := _oldest_partition(connection):

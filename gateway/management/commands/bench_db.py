@@ -42,7 +42,8 @@ class Command(BaseCommand):
         "DATABASE_URL's server and dropped afterwards. "
         f"Sizes: {SMALL[0]:,} requests and {SMALL[1]:,} servers are small (the default), "
         f"{MEDIUM[0]:,} and {MEDIUM[1]:,} medium, {LARGE[0]:,} and {LARGE[1]:,} large. "
-        "Exit status: 0 done, 1 failed or a headline query found no index, 2 wrong usage."
+        "Exit status: 0 done; 1 failed, other rows in one arm than in another, or a headline query "
+        "found no index; 2 wrong usage."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
