@@ -41,13 +41,13 @@ def write_charts(result: Result, folder: Path) -> list[Path]:
 
 
 def bar_chart(title: str, groups: Bars) -> str:
-    """One group of bars a label, one bar an arm; each tenth of the scale is a power of ten's."""
+    """One group of bars a label, one bar an arm."""
     largest = max((value for _, values in groups for value in values), default=1.0)
     positive = [value for _, values in groups for value in values if value > 0]
     smallest = min(positive, default=1.0)
     low, high = math.floor(math.log10(smallest)), math.ceil(math.log10(max(largest, smallest * 10)))
     group = len(ARMS) * BAR + GAP
-    height = TOP + len(groups) * group + 10
+    height = TOP + len(groups) * group + 26
     parts = [*_frame(title, height), *_legend(), *_grid(low, high, height)]
     for place, (label, values) in enumerate(groups):
         top = TOP + place * group
@@ -76,10 +76,19 @@ def _legend() -> list[str]:
 
 
 def _grid(low: int, high: int, height: int) -> list[str]:
-    return [
-        f'<path d="M{x:.1f} {TOP - 8}V{height - 6}" stroke="{INK}" stroke-opacity="0.25"/>'
-        for x in (LEFT + WIDTH * step / (high - low) for step in range(high - low + 1))
-    ]
+    """A line for each power of ten, with its figure below."""
+    parts = []
+    for step in range(high - low + 1):
+        x, bottom = LEFT + WIDTH * step / (high - low), height - 22
+        parts.append(
+            f'<path d="M{x:.1f} {TOP - 8}V{bottom}" stroke="{INK}" stroke-opacity="0.25"/>'
+        )
+        parts.append(_text(x, bottom + 15, _figure(10.0 ** (low + step)), anchor="middle", size=11))
+    return parts
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _bars(values: Sequence[float], top: float, low: int, high: int) -> list[str]:
@@ -91,7 +100,7 @@ def _bars(values: Sequence[float], top: float, low: int, high: int) -> list[str]
             f'<rect x="{LEFT}" y="{y}" width="{max(1.0, length):.1f}" height="{BAR - 2}"'
             f' fill="{COLOURS[place]}"/>'
         )
-        parts.append(_text(LEFT + length + 5, y + BAR - 4, f"{value:,.3g}", size=11))
+        parts.append(_text(LEFT + length + 5, y + BAR - 4, _figure(value), size=11))
     return parts
 
 

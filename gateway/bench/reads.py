@@ -21,11 +21,11 @@ __all__ = ["ArmFigures", "Explained", "Finding", "measure"]
 Connection = psycopg.Connection[Any]
 ORDER = (BARE, DJANGO, OPTIMISED, DJANGO, BARE, OPTIMISED)  # drift hits every arm alike
 PASS_SECONDS = 20.0  # of the slowest arm; larger tables are asked with fewer parameters
-FEWEST = 30
+FEWEST = 15
 OCCURRING = ("frequent", "rare")
 # Quick queries take their turns several times: what counts is a parameter's best time, so that
 # a pause that somebody else caused does not.
-QUICK_SECONDS, MOST_TURNS = 3.0, 4
+QUICK_SECONDS, MOST_TURNS = 2.0, 4
 TRIED = 5  # executions before the timing, which also warm the cache
 EXPLAINED = 8  # of each class
 FEW_BUFFERS = 50  # who reads no more needs no index: a small table, or one small partition

@@ -27,7 +27,7 @@ Connection = psycopg.Connection[Any]
 ASKED = ("server_discovery", "audit_page", "request_page", "api_key_validation")
 READERS, WRITERS = 2, 1
 ROWS_A_WRITE = 50
-QUIET_SECONDS = 4.0
+QUIET_SECONDS = 3.0
 PAUSE_SECONDS = 0.005  # between two statements of a session: a load, not a stress test
 INDEX = "idx_request_logs_tenant_time"
 # A partition is dropped under the same wait as elsewhere: reads queue up behind the one who waits.
