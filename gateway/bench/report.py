@@ -21,6 +21,7 @@ from gateway.bench.traffic import During
 __all__ = ["as_document", "show"]
 
 NOISE = "noise"
+DISTURBING_SECONDS = 1.0
 WIDE = 110  # columns from which there is room for intervals
 
 
@@ -216,6 +217,13 @@ def _updates(console: Console, result: Result) -> None:
         cells = [f"{updated.hot_share:.0%}, {updated.wal_bytes_per_row:,.0f}" for updated in row]
         table.add_row(row[0].title, *cells)
     console.print(table)
+    others = max(updated.others_open_seconds for of in result.updated.values() for updated in of)
+    if others > DISTURBING_SECONDS:
+        _note(
+            console,
+            f"Another session of the server had a transaction open for {others:.0f} s, which keeps "
+            "dead rows from being cleared away: on a quiet server the shares are higher.",
+        )
 
 
 def _traffic(console: Console, found: Iterable[During]) -> None:
@@ -226,6 +234,7 @@ def _traffic(console: Console, found: Iterable[During]) -> None:
         "reads",
         "writes",
     )
+    table.columns[0].no_wrap = False
     for during in found:
         figures = during.as_dict()
         table.add_row(

@@ -35,12 +35,16 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Updated:
-    """One kind of update: the share that needed no new index entries, and its WAL."""
+    """One kind of update: the share that needed no new index entries, and its WAL.
+
+    See Note [Others on the server] for the last figure.
+    """
 
     title: str
     rows: int
     hot_share: float
     wal_bytes_per_row: float
+    others_open_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +218,26 @@ def _update(connection: Connection, arm: Arm, title: str, table: str, change: st
             wal += _wal(connection, statement, None)
             after = _counted(connection, arm, table)
         rows, hot = rows + after[0] - before[0], hot + after[1] - before[1]
-    return Updated(title, rows, hot / rows if rows else 0.0, wal / rows if rows else 0.0)
+    others = _others_open(connection)
+    return Updated(title, rows, hot / max(1, rows), wal / max(1, rows), others)
+
+
+# Note [Others on the server]
+# Row versions that nobody can see any more are cleared away only when PostgreSQL looks how far
+# back anybody could see, and it does not look again before the oldest writing transaction of the
+# whole server has ended, in whatever database (RecentXmin, procarray.c). While one stays open,
+# pages stay full and few updates are HOT, in all arms alike: so its age is told beside the share.
+
+
+def _others_open(connection: Connection) -> float:
+    """Seconds for which the oldest transaction of another session has been open."""
+    found = connection.execute(
+        "SELECT coalesce(max(extract(epoch FROM now() - xact_start)), 0)::float8"
+        " FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        " AND (backend_xid IS NOT NULL"
+        "      OR backend_xmin IS NOT NULL AND datname = current_database())"
+    ).fetchone()
+    return float(found[0]) if found else 0.0
 
 
 def _counted(connection: Connection, arm: Arm, table: str) -> tuple[int, int]:
