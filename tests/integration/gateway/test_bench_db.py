@@ -106,7 +106,7 @@ def test_the_cost_is_told_beside_the_gain(document):
 
 def test_traffic_goes_on_while_optimize_db_builds(document):
     quiet, building = document["traffic"][:2]
-    assert building["what"] == "optimize_db builds idx_request_logs_tenant_time"
+    assert building["what"] == "optimize_db builds idx_request_routing_composite"
     for during in (quiet, building):
         assert during["reads"]["statements"] > 0
         assert during["writes"]["statements"] > 0
