@@ -24,6 +24,7 @@ from registry.models import (
     Tenant,
 )
 from tests.factories import (
+    AlertEventFactory,
     APIKeyFactory,
     AuditLogFactory,
     EnhancedAPIKeyFactory,
@@ -74,7 +75,7 @@ def make_tenant() -> tuple[Tenant, MCPServer]:
     AuditLogFactory(tenant_id=tenant.pk)
     RequestLogFactory(tenant_id=tenant.pk, user_id=user.pk, target_server_id=server.pk)
     _rollups(tenant)
-    PerformanceAlertFactory(server=server)
+    AlertEventFactory(alert=PerformanceAlertFactory(server=server))
     for model in (CircuitBreaker, ConnectionPool, RequestQueue):
         model.objects.get_or_create(server=server)
     return tenant, server

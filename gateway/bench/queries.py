@@ -237,10 +237,6 @@ def _metrics(at: datetime, server: UUID) -> QuerySet[ServerMetric]:
     return rows.order_by("-timestamp")
 
 
-def _route(_at: datetime, server: UUID, tool: str) -> Any:
-    return find_route(_plane, server_id=server, tool=tool)
-
-
 _KEY = "(SELECT key_prefix FROM enhanced_api_keys AS k WHERE k.id = drawn.api_key_id)"
 _SLUG = "substr(path, 6)"  # of /mcp/server-17
 _TOOL_CALLS = "rpc_method = 'tools/call'"
@@ -328,10 +324,10 @@ QUERIES: tuple[Query, ...] = (
         name="call_route",
         title="A call's route",
         table="request_logs",
-        drawn=("target_server_id", "tool_name"),
+        drawn=("target_server_id",),
         where=_TOOL_CALLS,
-        absent=lambda i: (_nobody(i), "absent"),
-        ask=_route,
+        absent=lambda i: (_nobody(i),),
+        ask=lambda _at, server: find_route(_plane, server_id=server),
     ),
     Query(
         name="audit_next_page",
