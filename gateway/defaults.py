@@ -13,10 +13,13 @@ from django.db import models, transaction
 from django.db.models import Q
 
 from monitoring.audit import Actor, audit_write
+from monitoring.matviews import views_describe
 from monitoring.models import (
     ComparisonOperator,
     DataRetentionPolicy,
+    MaterializedView,
     PerformanceAlert,
+    RefreshStrategy,
     Severity,
 )
 from registry.models import Tenant
@@ -147,6 +150,52 @@ POLICIES = (
         date_column="occurred_at",
         retention_days=365,
     ),
+    DataRetentionPolicy(
+        name="Sessions",
+        description="Logins, counted from their end: so long they can still be looked into.",
+        table_name="sessions",
+        date_column="expires_at",
+        retention_days=7,
+    ),
+    DataRetentionPolicy(
+        name="Size snapshots",
+        description="What each table weighed a day; growth is told from them.",
+        table_name="database_size_snapshots",
+        date_column="taken_on",
+        retention_days=400,
+    ),
+    DataRetentionPolicy(
+        name="Statement snapshots",
+        description="Statements that PostgreSQL has not listed for that long.",
+        table_name="statement_snapshots",
+        date_column="taken_at",
+        retention_days=7,
+    ),
+    DataRetentionPolicy(
+        name="Optimisation runs",
+        description="What optimize_db did; an older run cannot be rolled back.",
+        table_name="optimize_runs",
+        date_column="started_at",
+        retention_days=365,
+    ),
+)
+
+VIEWS = (
+    MaterializedView(
+        name="tool_leaderboard",
+        description="Which tools are used most, and how well they do.",
+        refresh_strategy=RefreshStrategy.TRIGGERED,
+        refresh_triggers=["server_tools"],
+    ),
+    MaterializedView(
+        name="tenant_daily_usage",
+        description="What each tenant used a day, for the last 31 days.",
+    ),
+    MaterializedView(
+        name="server_hourly_health",
+        description="What health checks measured an hour, for the last 7 days.",
+        refresh_interval_minutes=15,
+    ),
 )
 
 
@@ -158,17 +207,21 @@ class Defaults:
     groups: int
     alerts: int
     policies: int
+    views: int
 
 
 @transaction.atomic
 def defaults_ensure(*, actor: Actor) -> Defaults:
-    """Make the default tenant, a group a role, the default alerts and retention policies."""
-    return Defaults(
+    """Make the default tenant, a group a role, default alerts, policies and refresh schedules."""
+    made = Defaults(
         tenants=_tenant(actor),
         groups=_groups(),
         alerts=_missing(PerformanceAlert, ALERTS),
         policies=_missing(DataRetentionPolicy, POLICIES),
+        views=_missing(MaterializedView, VIEWS),
     )
+    views_describe()
+    return made
 
 
 def _tenant(actor: Actor) -> int:

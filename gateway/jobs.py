@@ -24,6 +24,8 @@ from gateway import tasks as gateway_tasks
 from monitoring import tasks as monitoring_tasks
 from monitoring.alerts.deliver import alert_notify
 from monitoring.alerts.events import NOTIFY
+from monitoring.matviews import view_refresh
+from monitoring.services import VIEW_REFRESH
 from registry import tasks as registry_tasks
 from registry.periodic import PeriodicTask
 from security import tasks as security_tasks
@@ -91,6 +93,7 @@ def tasks_register(queue: procrastinate.App) -> None:
         _register(queue, task)
     queue.task(name=FIRST_CONTACT)(_first_contact)
     queue.task(name=NOTIFY, priority=NOTIFY_PRIORITY, retry=_NotifyAgain())(_alert_notify)
+    queue.task(name=VIEW_REFRESH)(_view_refresh)
     # Without a lock of its own: it frees those that dead workers hold.
     tidy = queue.task(name="jobs_tidy", queueing_lock="jobs_tidy")(_jobs_tidy)
     queue.periodic(cron="*/5 * * * *", periodic_id="jobs_tidy")(tidy)
@@ -112,6 +115,10 @@ def _first_contact(server_id: str) -> None:
 
 def _alert_notify(event_id: str, channel: str) -> None:
     alert_notify(event_id=UUID(event_id), channel=channel, at=now())
+
+
+def _view_refresh(view_id: str) -> None:
+    view_refresh(view_id=UUID(view_id), at=now())
 
 
 async def _jobs_tidy(timestamp: int) -> None:  # noqa: ARG001  (when it was due)

@@ -30,7 +30,7 @@ from gateway.defaults import DEFAULT_TENANT
 from gateway.models import BreakerState, CircuitBreaker
 from monitoring.audit import Actor
 from monitoring.models import AuditLog, RequestLog
-from monitoring.retention import partitions_prepare
+from monitoring.retention.partitions import partitions_prepare
 from monitoring.rollups import rollups_compact, rollups_rebuild
 from registry.models import (
     HealthStatus,

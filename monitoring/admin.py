@@ -8,8 +8,9 @@ from uuid import UUID
 
 from django import forms
 from django.apps import apps
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
@@ -36,6 +37,8 @@ from monitoring.models import (
     RequestLogEntry,
     Severity,
 )
+from monitoring.retention.preview import preview
+from monitoring.retention.tables import RETAINED
 from registry.admin_base import (
     NOTHING,
     CheckedModelForm,
@@ -590,12 +593,12 @@ class DataRetentionPolicyForm(CheckedModelForm):
     """The table is chosen; the column that tells a row's age follows from it."""
 
     table_name = forms.ChoiceField(
-        choices=[("", "Select value"), *((name, name) for name in services.RETAINED)],
+        choices=[("", "Select value"), *((name, name) for name in RETAINED)],
         widget=UnfoldAdminSelectWidget(),
     )
     date_column = forms.CharField(
         widget=UnfoldAdminTextInputWidget(),
-        help_text="; ".join(f"{table}: {column}" for table, column in services.RETAINED.items()),
+        help_text="; ".join(f"{table}: {column}" for table, column in RETAINED.items()),
     )
 
     class Meta:
@@ -604,8 +607,14 @@ class DataRetentionPolicyForm(CheckedModelForm):
 
 
 RETENTION_NOTE = (
-    "Every night the worker drops the partitions of a log that hold nothing younger than its "
-    "policy keeps. Policies with conditions, and those of sessions, are not carried out yet."
+    "Rows older than a policy keeps them are deleted by the worker, every hour and in small "
+    "batches; the logs are partitioned and lose whole partitions, every night. Each policy's page "
+    "shows what would go now, as does run_maintenance --task retention_run --dry-run."
+)
+CONDITIONS_HELP = (
+    'Empty ({}): every old row. Otherwise {"column": {"operator": value}}, such as '
+    '{"is_active": {"=": false}}; all of it must hold. Operators: = != < <= > >=, '
+    "in (a list), is_null (true or false)."
 )
 
 
@@ -617,16 +626,26 @@ class DataRetentionPolicyAdmin(NotedMixin, ServiceAdmin):
         "name",
         "table_name",
         "kept",
-        "is_active",
+        "state",
         "last_run",
         "next_run",
+        "deleted_last",
         "deleted",
         "took",
     )
     list_filter = (("is_active", BooleanRadioFilter),)
     search_fields = ("name", "table_name")
     ordering = ("name",)
-    readonly_fields = ("last_run", "next_run", "deleted", "last_deleted_count", "took")
+    readonly_fields = (
+        "would_go",
+        "state",
+        "last_error",
+        "last_run",
+        "next_run",
+        "deleted",
+        "deleted_last",
+        "took",
+    )
     fieldsets = (
         (
             None,
@@ -640,16 +659,25 @@ class DataRetentionPolicyAdmin(NotedMixin, ServiceAdmin):
                     ("retention_days", "batch_size"),
                     "conditions",
                 ),
+                "description": CONDITIONS_HELP,
             },
         ),
         (
-            "Runs",
+            "What goes",
             {
-                "fields": (("last_run", "next_run"), ("deleted", "last_deleted_count", "took")),
-                "classes": ("tab",),
+                "fields": (
+                    "would_go",
+                    ("state", "last_run", "next_run"),
+                    "last_error",
+                    ("deleted", "deleted_last", "took"),
+                ),
             },
         ),
     )
+
+    def get_fieldsets(self, request: HttpRequest, obj: DataRetentionPolicy | None = None) -> Any:
+        fieldsets = super().get_fieldsets(request, obj)
+        return fieldsets if obj else fieldsets[:-1]
 
     def service_create(self, actor: Actor, fields: dict[str, Any]) -> DataRetentionPolicy:
         return services.retention_policy_create(actor=actor, **fields)
@@ -666,6 +694,30 @@ class DataRetentionPolicyAdmin(NotedMixin, ServiceAdmin):
     def kept(self, policy: DataRetentionPolicy) -> str:
         return f"{policy.retention_days} days"
 
+    @display(description="would go now")
+    def would_go(self, policy: DataRetentionPolicy) -> str:
+        # What is stored, not what the form just refused.
+        stored = DataRetentionPolicy.objects.get(pk=policy.pk)
+        try:
+            return str(preview(stored, at=now()))
+        except ValidationError as error:
+            return " ".join(error.messages)
+
+    @display(
+        description="state",
+        label={"ok": "success", "failed": "danger", "not run yet": "info", "off": "default"},
+    )
+    def state(self, policy: DataRetentionPolicy) -> str:
+        if not policy.is_active:
+            return "off"
+        if policy.last_error:
+            return "failed"
+        return "ok" if policy.last_run else "not run yet"
+
+    @display(description="deleted last", ordering="last_deleted_count")
+    def deleted_last(self, policy: DataRetentionPolicy) -> str:
+        return f"{policy.last_deleted_count:,} rows"
+
     @display(description="deleted so far", ordering="total_deleted")
     def deleted(self, policy: DataRetentionPolicy) -> str:
         return f"{policy.total_deleted:,} rows"
@@ -679,20 +731,23 @@ class DataRetentionPolicyAdmin(NotedMixin, ServiceAdmin):
 
 
 VIEWS_NOTE = (
-    "Strategies and intervals are kept here; nothing refreshes the views yet. "
-    "REFRESH MATERIALIZED VIEW in psql does it by hand."
+    "The worker refreshes the views: on a schedule, some seconds after one of their trigger "
+    "tables changed (and no later than the interval), or when asked here. Readers go on; a "
+    "refresh that fails leaves the data as they were."
 )
 
 
 @admin.register(MaterializedView)
 class MaterializedViewAdmin(NotedMixin, ServiceAdmin):
     note = VIEWS_NOTE
+    actions = ("refresh",)
     list_display = (
         "name",
         "refresh_strategy",
         "interval",
         "freshness",
         "last_refreshed",
+        "next_refresh",
         "rows",
         "size",
         "took",
@@ -704,6 +759,8 @@ class MaterializedViewAdmin(NotedMixin, ServiceAdmin):
         "name",
         "query",
         "indexes",
+        "freshness",
+        "last_error",
         "last_refreshed",
         "next_refresh",
         "refresh_count",
@@ -719,8 +776,16 @@ class MaterializedViewAdmin(NotedMixin, ServiceAdmin):
                 "fields": (
                     ("refresh_strategy", "refresh_interval_minutes"),
                     "refresh_triggers",
-                    ("last_refreshed", "next_refresh", "refresh_count"),
-                    ("rows", "size", "took"),
+                )
+            },
+        ),
+        (
+            "State",
+            {
+                "fields": (
+                    ("freshness", "last_refreshed", "next_refresh"),
+                    "last_error",
+                    ("rows", "size", "took", "refresh_count"),
                 )
             },
         ),
@@ -749,14 +814,32 @@ class MaterializedViewAdmin(NotedMixin, ServiceAdmin):
     def interval(self, view: MaterializedView) -> str:
         return duration(view.refresh_interval_minutes * 60_000)
 
+    @admin.action(description="Refresh the selected views now", permissions=["change"])
+    def refresh(self, request: HttpRequest, queryset: QuerySet[MaterializedView]) -> None:
+        actor, views = actor_of(request), list(queryset)
+        for view in views:
+            services.materialized_view_refresh(actor=actor, view=view)
+        self.message_user(request, f"{len(views)} view(s) wait for the worker.", messages.SUCCESS)
+
     @display(
-        description="state", label={"fresh": "success", "overdue": "warning", "off": "default"}
+        description="state",
+        label={
+            "fresh": "success",
+            "never refreshed": "info",
+            "overdue": "warning",
+            "failed": "danger",
+            "off": "default",
+        },
     )
     def freshness(self, view: MaterializedView) -> str:
         if not view.is_active:
             return "off"
+        if view.last_error:
+            return "failed"
+        if view.last_refreshed is None:
+            return "never refreshed"
         late = view.next_refresh and view.next_refresh < now() - timedelta(minutes=1)
-        return "overdue" if late or view.last_refreshed is None else "fresh"
+        return "overdue" if late else "fresh"
 
     @display(description="rows", ordering="row_count")
     def rows(self, view: MaterializedView) -> str:

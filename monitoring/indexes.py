@@ -13,10 +13,12 @@ from monitoring.models import (
     AlertEvent,
     AuditLog,
     DatabaseSizeSnapshot,
+    OptimizeRun,
     RequestLog,
     RequestRollupDelta,
     RequestUsageDelta,
     RequestUserDelta,
+    StatementSnapshot,
 )
 from registry.db.catalogue import IndexEntry, sample
 
@@ -45,6 +47,11 @@ def _fastest_route() -> QuerySet[RequestLog]:
 def _newest_of_tenant(model: type[Model]) -> QuerySet[Any]:
     newest = _last_day("bucket")
     return model._default_manager.filter(**sample(model, "tenant_id", **newest), **newest)
+
+
+def _oldest(model: type[Model], field: str, *, days: int) -> QuerySet[Any]:
+    old = {f"{field}__lt": now() - timedelta(days=days)}
+    return model._default_manager.filter(**old).order_by(field)[:1000]
 
 
 CATALOGUE = [
@@ -120,5 +127,29 @@ CATALOGUE = [
         ],
         caller="one alert's history: the REST API and the admin; deleting an alert",
         rate="page views",
+    ),
+    IndexEntry(
+        index="idx_alert_events_occurred_at",
+        query=lambda: _oldest(AlertEvent, "occurred_at", days=365),
+        caller="retention: the next events to delete",
+        rate="some an hour",
+    ),
+    IndexEntry(
+        index="idx_database_size_snapshots_taken_on",
+        query=lambda: _oldest(DatabaseSizeSnapshot, "taken_on", days=390),
+        caller="retention: the next readings to delete",
+        rate="some an hour",
+    ),
+    IndexEntry(
+        index="idx_statement_snapshots_taken_at",
+        query=lambda: _oldest(StatementSnapshot, "taken_at", days=7),
+        caller="retention: what to forget next; performance_monitoring: the newest reading",
+        rate="some an hour",
+    ),
+    IndexEntry(
+        index="idx_optimize_runs_started_at",
+        query=lambda: _oldest(OptimizeRun, "started_at", days=365),
+        caller="retention: the next runs to delete; optimize_db --rollback: the newest ones",
+        rate="some an hour",
     ),
 ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import BrinIndex
+from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.utils.timezone import now
 
 from monitoring.alerts.channels import check_channels
+from monitoring.retention.tables import relation_of
+from monitoring.retention.target import target_of
 from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
 from registry.db.encryption import EncryptedJSONField
 from registry.db.ids import uuid7
@@ -466,6 +469,7 @@ class AlertEvent(UUIDModel):
         indexes = [
             # Also serves the foreign key.
             NamedIndex(fields=["alert", "-id"], name="idx_alert_events_alert_newest"),
+            NamedIndex(fields=["occurred_at"], name="idx_alert_events_occurred_at"),
         ]
 
     def __str__(self) -> str:
@@ -488,6 +492,7 @@ class DataRetentionPolicy(UUIDModel, TimestampedModel):
     total_deleted = models.PositiveBigIntegerField(default=0)
     last_deleted_count = models.PositiveBigIntegerField(default=0)
     avg_execution_time_ms = models.FloatField(null=True, blank=True)
+    last_error = models.TextField(blank=True, help_text="Empty: the last run went well.")
 
     class Meta:
         db_table = "data_retention_policies"
@@ -502,6 +507,10 @@ class DataRetentionPolicy(UUIDModel, TimestampedModel):
                 name="ck_data_retention_policies_batch_size", condition=Q(batch_size__gt=0)
             ),
         ]
+
+    def clean(self) -> None:
+        """Whether it fits the catalogue of this database; ValidationError says what to write."""
+        target_of(self)
 
     def __str__(self) -> str:
         return self.name
@@ -538,6 +547,10 @@ class MaterializedView(UUIDModel, TimestampedModel):
     avg_refresh_time_ms = models.FloatField(null=True, blank=True)
     row_count = models.PositiveBigIntegerField(null=True, blank=True)
     size_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    attempted_at = models.DateTimeField(null=True, blank=True, editable=False)
+    # What the statistics had counted in the trigger tables just before the last refresh.
+    changes_seen = models.BigIntegerField(null=True, blank=True, editable=False)
+    last_error = models.TextField(blank=True, help_text="Empty: the last refresh went well.")
 
     class Meta:
         db_table = "materialized_views"
@@ -547,6 +560,18 @@ class MaterializedView(UUIDModel, TimestampedModel):
                 table="materialized_views", field="refresh_strategy", choices=RefreshStrategy
             ),
         ]
+
+    def clean(self) -> None:
+        """ValidationError names trigger tables that this database does not have."""
+        unknown = [name for name in self.refresh_triggers if relation_of(name) is None]
+        if unknown:
+            raise ValidationError(
+                {"refresh_triggers": f"There is no table {', '.join(unknown)} in this database."}
+            )
+        if self.refresh_strategy == RefreshStrategy.TRIGGERED and not self.refresh_triggers:
+            raise ValidationError(
+                {"refresh_triggers": "Name the tables whose changes call for a refresh."}
+            )
 
     def __str__(self) -> str:
         return self.name
@@ -567,6 +592,7 @@ class DatabaseSizeSnapshot(UUIDModel, TimestampedModel):
                 fields=["table_name", "taken_on"], name="uq_database_size_snapshots_table_day"
             ),
         ]
+        indexes = [NamedIndex(fields=["taken_on"], name="idx_database_size_snapshots_taken_on")]
 
     def __str__(self) -> str:
         return f"{self.table_name} on {self.taken_on}"
@@ -594,6 +620,7 @@ class StatementSnapshot(UUIDModel, TimestampedModel):
         constraints = [
             models.UniqueConstraint(fields=["query_id"], name="uq_statement_snapshots_query_id"),
         ]
+        indexes = [NamedIndex(fields=["taken_at"], name="idx_statement_snapshots_taken_at")]
 
     def __str__(self) -> str:
         return self.query[:80]
@@ -641,6 +668,7 @@ class OptimizeRun(UUIDModel, TimestampedModel):
         constraints = [
             choices_constraint(table="optimize_runs", field="outcome", choices=OptimizeOutcome),
         ]
+        indexes = [NamedIndex(fields=["-started_at"], name="idx_optimize_runs_started_at")]
 
     def __str__(self) -> str:
         return f"{self.started_at:%Y-%m-%d %H:%M:%S} {self.outcome}"

@@ -1,23 +1,15 @@
 """Readings that only make sense against earlier ones: table sizes and statement statistics.
 
 The worker takes both every hour. Each is one statement, so a run that is cut off leaves either
-the old reading or the new one.
+the old reading or the new one. Retention policies forget the old ones.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from django.db import Error, connection, transaction
-from django.utils.timezone import now
 from psycopg import errors, sql
 
-from monitoring.models import DatabaseSizeSnapshot, StatementSnapshot
-
 __all__ = ["size_snapshot_take", "statement_snapshot_take"]
-
-SIZES_ARE_KEPT = timedelta(days=400)
-STATEMENTS_ARE_KEPT = timedelta(days=7)
 
 _TAKE_SIZES = """
     INSERT INTO database_size_snapshots
@@ -69,10 +61,7 @@ def size_snapshot_take() -> int:
     """Keep today's size of every table (the last reading of a day counts); how many tables."""
     with connection.cursor() as cursor:
         cursor.execute(_TAKE_SIZES)
-        taken = int(cursor.rowcount)
-    oldest = now().date() - SIZES_ARE_KEPT
-    DatabaseSizeSnapshot.objects.filter(taken_on__lt=oldest).delete()
-    return taken
+        return int(cursor.rowcount)
 
 
 def statement_snapshot_take() -> int | None:
@@ -101,6 +90,4 @@ def _read_statements(*, schema: str) -> int:
     view = sql.Identifier(schema, "pg_stat_statements")
     with connection.cursor() as cursor:
         cursor.execute(sql.SQL(_TAKE_STATEMENTS).format(statements=view))
-        taken = int(cursor.rowcount)
-    StatementSnapshot.objects.filter(taken_at__lt=now() - STATEMENTS_ARE_KEPT).delete()
-    return taken
+        return int(cursor.rowcount)

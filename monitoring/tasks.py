@@ -1,4 +1,4 @@
-"""Monitoring's periodic work: partitions, rollups, snapshots, and fresh planner statistics."""
+"""Monitoring's periodic work: partitions and old rows, rollups, views, snapshots, statistics."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db.backends.utils import CursorWrapper
 from psycopg import sql
 
 from monitoring.alerts.evaluate import alerts_evaluate
 from monitoring.alerts.http import CallFailed, call
-from monitoring.models import PerformanceAlert, RequestRollupDelta
-from monitoring.retention import (
+from monitoring.matviews import views_due, views_refresh
+from monitoring.models import DataRetentionPolicy, PerformanceAlert, RequestRollupDelta
+from monitoring.retention.partitions import (
     partitions_expired,
     partitions_missing,
     partitions_prepare,
     partitions_retire,
 )
+from monitoring.retention.preview import preview
+from monitoring.retention.run import policies_due, policies_run
 from monitoring.rollups import rollups_compact, rollups_prune
 from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
 from registry.db.direct import direct_connections
@@ -117,6 +121,26 @@ def _stale_tables(cursor: CursorWrapper) -> list[str]:
     return [row[0] for row in cursor.fetchall()]
 
 
+def _rows_due(at: datetime) -> int:
+    """What the next run would delete; a policy that does not fit deletes nothing."""
+    rows = 0
+    for policy in policies_due(at):
+        try:
+            rows += preview(policy, at=at).rows
+        except ValidationError:
+            continue
+    return rows
+
+
+def _retention_previewed(at: datetime) -> Iterator[str]:
+    for policy in DataRetentionPolicy.objects.filter(is_active=True).order_by("name"):
+        try:
+            what = str(preview(policy, at=at))
+        except ValidationError as error:
+            what = " ".join(error.messages)
+        yield f"{policy.name}: {what}"
+
+
 PERIODIC = (
     PeriodicTask(
         name="partitions_create",
@@ -181,5 +205,23 @@ PERIODIC = (
         does="Hold the alert rules against the figures, and tell who wants to know.",
         due=lambda _at: PerformanceAlert.objects.filter(is_active=True).count(),
         run=alerts_watch,
+    ),
+    PeriodicTask(
+        name="retention_run",
+        cron="*/5 * * * *",
+        unit="rows",
+        does="Delete rows that are older than the retention policies keep them.",
+        due=_rows_due,
+        run=policies_run,
+        preview=_retention_previewed,
+    ),
+    PeriodicTask(
+        name="views_refresh",
+        cron="* * * * * */10",  # the sixth column: seconds
+        unit="views",
+        does="Refresh the materialised views whose time has come or whose tables changed.",
+        due=lambda at: len(views_due(at)),
+        run=views_refresh,
+        preview=lambda at: (view.name for view in views_due(at)),
     ),
 )

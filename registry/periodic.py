@@ -6,7 +6,7 @@ upward is a string: `settings.TASK_DEFERRER` names the function that queues.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -38,6 +38,8 @@ class PeriodicTask:
     does: str  # one sentence for an operator
     due: Callable[[datetime], int] | None  # None: there is always something to do
     run: Run  # returns how many units it dealt with
+    # Lines for an operator who wants to see more than a number before it is done.
+    preview: Callable[[datetime], Iterable[str]] | None = None
 
 
 class TaskDeferrer(Protocol):

@@ -1,5 +1,7 @@
 """What security's indexes are for: the query, who runs it, how often."""
 
+from datetime import timedelta
+
 from django.db.models.functions import Lower
 from django.utils.timezone import now
 
@@ -58,6 +60,14 @@ CATALOGUE = [
         query=lambda: Session.objects.filter(is_active=True).order_by("-last_activity")[:50],
         caller="who is here now: the admin's list of sessions",
         rate="page views",
+    ),
+    IndexEntry(
+        index="idx_sessions_expires_at",
+        query=lambda: Session.objects.filter(expires_at__lt=now() - timedelta(days=7)).order_by(
+            "expires_at"
+        )[:1000],
+        caller="retention: the next logins to delete, a week past their end",
+        rate="some an hour",
     ),
     IndexEntry(
         index="uq_api_keys_key_hash",

@@ -112,6 +112,7 @@ class Session(UUIDModel, TimestampedModel):
                 name="idx_sessions_activity_time",
                 condition=Q(is_active=True),
             ),
+            NamedIndex(fields=["expires_at"], name="idx_sessions_expires_at"),
         ]
 
     def __str__(self) -> str:

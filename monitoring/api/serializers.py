@@ -17,7 +17,7 @@ from monitoring.models import (
     PerformanceAlert,
     RequestLogEntry,
 )
-from monitoring.services import RETAINED
+from monitoring.retention.tables import RETAINED
 from registry.api.base import OwnServerField
 from registry.api.fields import FiniteFloatField, SafeJSONField
 from registry.api.serializers import refuse_changes
@@ -33,6 +33,7 @@ __all__ = [
     "RequestLogSerializer",
     "RequestPerformanceSerializer",
     "RetentionPolicySerializer",
+    "RetentionPreviewSerializer",
     "TenantUsageSerializer",
 ]
 
@@ -113,23 +114,40 @@ class AlertEventSerializer(serializers.ModelSerializer[AlertEvent]):
 
 class RetentionPolicySerializer(serializers.ModelSerializer[DataRetentionPolicy]):
     table_name = serializers.ChoiceField(choices=sorted(RETAINED))
-    conditions = SafeJSONField(required=False, help_text="Columns and the values they must have.")
+    conditions = SafeJSONField(
+        required=False,
+        help_text='What must hold besides the age: {"column": {"operator": value}}, operators'
+        " =, !=, <, <=, >, >=, in, is_null.",
+    )
 
     class Meta:
         model = DataRetentionPolicy
         fields = [
             "id", "name", "description", "table_name", "date_column", "retention_days",
             "batch_size", "conditions", "is_active", "last_run", "next_run", "total_deleted",
-            "last_deleted_count", "avg_execution_time_ms", "created_at", "updated_at",
+            "last_deleted_count", "avg_execution_time_ms", "last_error", "created_at",
+            "updated_at",
         ]  # fmt: skip
         read_only_fields = [
             "last_run", "next_run", "total_deleted", "last_deleted_count",
-            "avg_execution_time_ms", "created_at", "updated_at",
+            "avg_execution_time_ms", "last_error", "created_at", "updated_at",
         ]  # fmt: skip
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         refuse_changes(self, "table_name", "date_column")
         return attrs
+
+
+class RetentionPreviewSerializer(serializers.Serializer[Any]):
+    table = serializers.CharField()
+    column = serializers.CharField(help_text="Tells a row's age.")
+    before = serializers.DateTimeField(help_text="Rows older than this would go.")
+    rows = serializers.IntegerField()
+    size_bytes = serializers.IntegerField(help_text="About; with their share of indexes.")
+    is_estimate = serializers.BooleanField(help_text="Whether `rows` is the planner's estimate.")
+    partitions = serializers.IntegerField(
+        allow_null=True, help_text="How many would go whole; null: rows go in batches."
+    )
 
 
 class MaterializedViewSerializer(serializers.ModelSerializer[MaterializedView]):
@@ -141,11 +159,12 @@ class MaterializedViewSerializer(serializers.ModelSerializer[MaterializedView]):
             "id", "name", "description", "query", "indexes", "refresh_strategy",
             "refresh_interval_minutes", "refresh_triggers", "is_active", "last_refreshed",
             "next_refresh", "refresh_count", "avg_refresh_time_ms", "row_count", "size_bytes",
-            "created_at", "updated_at",
+            "last_error", "created_at", "updated_at",
         ]  # fmt: skip
         read_only_fields = [
             "name", "query", "last_refreshed", "next_refresh", "refresh_count",
-            "avg_refresh_time_ms", "row_count", "size_bytes", "created_at", "updated_at",
+            "avg_refresh_time_ms", "row_count", "size_bytes", "last_error", "created_at",
+            "updated_at",
         ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from monitoring.api.serializers import (
     RequestLogSerializer,
     RequestPerformanceSerializer,
     RetentionPolicySerializer,
+    RetentionPreviewSerializer,
     TenantUsageSerializer,
 )
 from monitoring.models import (
@@ -39,6 +40,7 @@ from monitoring.models import (
     RequestLogEntry,
 )
 from monitoring.querysets import Window, within
+from monitoring.retention.preview import preview
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
 from registry.api.callers import actor_of, caller_of
 from registry.api.errors import Conflict
@@ -161,6 +163,16 @@ class RetentionPolicyViewSet(
     def removed(self, row: DataRetentionPolicy) -> None:
         services.retention_policy_delete(actor=actor_of(self.request), policy=row)
 
+    @extend_schema(
+        operation_id="retention_policies_preview",
+        summary="What the policy would delete now",
+        description="Counted up to 100,000 rows, estimated above; deletes nothing.",
+        responses=RetentionPreviewSerializer,
+    )
+    @action(detail=True, methods=["get"])
+    def preview(self, request: Request, pk: str) -> Response:
+        return Response(RetentionPreviewSerializer(preview(self.get_object(), at=now())).data)
+
 
 class MaterializedViewViewSet(Listed, Changeable, ScopedViewSet[MaterializedView]):
     """When the materialised views are refreshed, and what it costs."""
@@ -175,6 +187,18 @@ class MaterializedViewViewSet(Listed, Changeable, ScopedViewSet[MaterializedView
 
     def changed(self, row: MaterializedView, values: dict[str, Any]) -> None:
         services.materialized_view_update(actor=actor_of(self.request), view=row, **values)
+
+    @extend_schema(
+        summary="Refresh it soon, whatever its schedule",
+        request=None,
+        description="The worker does it; `last_refreshed` and `last_error` tell how it went.",
+        responses={202: MaterializedViewSerializer},
+    )
+    @action(detail=True, methods=["post"])
+    def refresh(self, request: Request, pk: str) -> Response:
+        view = self.get_object()
+        services.materialized_view_refresh(actor=actor_of(request), view=view)
+        return self.answer(view, status=202)
 
 
 class LogViewSet(Listed, ScopedViewSet[Any]):

@@ -19,7 +19,9 @@ PHASES = {1: "Indexes", 2: "Tables", 3: "Functions", 4: "Views", 5: "Statistics"
 NAME_BYTES = 63  # PostgreSQL cuts longer names off
 REPLACEMENT = "_ccnew"  # the suffix that PostgreSQL's own REINDEX CONCURRENTLY gives
 CREATE = re.compile(r"^CREATE (FUNCTION|VIEW|TRIGGER)\b", re.MULTILINE)
-DROP = re.compile(r"^DROP (FUNCTION|VIEW|TRIGGER) (?!IF EXISTS)", re.MULTILINE)
+# What knows no OR REPLACE; indexes stand in the file of their materialised view.
+CREATE_ONCE = re.compile(r"^CREATE (MATERIALIZED VIEW|(?:UNIQUE )?INDEX)\b", re.MULTILINE)
+DROP = re.compile(r"^DROP (FUNCTION|VIEW|MATERIALIZED VIEW|TRIGGER) (?!IF EXISTS)", re.MULTILINE)
 LEFTOVER = re.compile(r"^(?P<base>.+)_cc(?:new|old)\d*$")
 
 ANALYZE_CHANGES = 500
@@ -85,7 +87,7 @@ def make_plan(
         plan += _routine_changes(declared, actual, phase=3, kinds={"FUNCTION", "TRIGGER"})
         plan += _undeclared_triggers(declared, actual)
     if 4 in wanted:
-        plan += _routine_changes(declared, actual, phase=4, kinds={"VIEW"})
+        plan += _routine_changes(declared, actual, phase=4, kinds={"VIEW", "MATERIALIZED VIEW"})
     if 5 in wanted:
         plan += _statistics_changes(declared, actual, plan)
     return plan
@@ -99,19 +101,21 @@ def _quoted(*names: str) -> str:
 
 
 def _index_changes(declared: State, actual: State) -> Iterator[Change]:
+    """A view that is missing gets its indexes from its own file."""
+    ours = {*declared.tables, *declared.matviews}
     for want in sorted(declared.indexes.values(), key=lambda index: (index.table, index.name)):
-        if want.table in actual.tables:
+        if want.table in actual.relations:
             change = _index_change(want, declared, actual)
             if change is not None:
                 yield change
     for have in sorted(actual.indexes.values(), key=lambda index: (index.table, index.name)):
-        if have.table in declared.tables and have.name not in declared.indexes:
+        if have.table in ours and have.name not in declared.indexes:
             yield _undeclared_index(have, declared, actual)
 
 
 def _index_change(want: Index, declared: State, actual: State) -> Change | None:
     have = actual.indexes.get(want.name)
-    table = actual.tables[want.table]
+    table = actual.relations[want.table]
     make = _Maker(schema=actual.schema, table=table)
     if have is None:
         twin = _twin(want, declared, actual)
@@ -160,7 +164,7 @@ def _twin(want: Index, declared: State, actual: State) -> Index | None:
 
 
 def _undeclared_index(have: Index, declared: State, actual: State) -> Change:
-    make = _Maker(schema=actual.schema, table=actual.tables[have.table])
+    make = _Maker(schema=actual.schema, table=actual.relations[have.table])
     if _is_leftover(have, declared):
         return Change(
             phase=1,
@@ -467,7 +471,7 @@ def _file_change(
             continue
         drop = [f"DROP {have.kind} {have.name};"] if have.shape != want.shape else []
         lines += drop
-        undo += [*drop, have.definition, *have.comments, *have.grants]
+        undo += [*drop, have.definition, *have.indexes, *have.comments, *have.grants]
     lines.append(_replaceable(source.statements))
     lines += [grant for _, have in pairs if have for grant in have.grants]
     lock = _routine_lock(pairs)
@@ -491,6 +495,7 @@ def _file_change(
 def _replaceable(statements: str) -> str:
     """A frozen file, so that it runs over what is there and keeps grants and dependents."""
     text = CREATE.sub(r"CREATE OR REPLACE \1", statements)
+    text = CREATE_ONCE.sub(r"CREATE \1 IF NOT EXISTS", text)
     return DROP.sub(r"DROP \1 IF EXISTS ", text).strip()
 
 
@@ -498,7 +503,8 @@ def _routine_lock(pairs: list[tuple[Routine, Routine | None]]) -> str:
     kinds = {want.kind for want, _ in pairs}
     if "TRIGGER" in kinds:
         return "SHARE ROW EXCLUSIVE on the trigger's table: writes wait, for an instant"
-    return INSTANT.format("the view") if "VIEW" in kinds else "none on tables"
+    is_view = kinds & {"VIEW", "MATERIALIZED VIEW"}
+    return INSTANT.format("the view") if is_view else "none on tables"
 
 
 def _undeclared_triggers(declared: State, actual: State) -> Iterator[Change]:

@@ -70,14 +70,15 @@ class SQLSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routine:
-    """A function, trigger or view."""
+    """A function, trigger, view or materialised view."""
 
-    kind: str  # FUNCTION, TRIGGER or VIEW
+    kind: str  # FUNCTION, TRIGGER, VIEW or MATERIALIZED VIEW
     name: str  # as DROP takes it: with argument types, for a trigger with its table
     definition: str  # a statement that makes it
     comments: tuple[str, ...] = ()  # COMMENT statements
     shape: str = ""  # what CREATE OR REPLACE cannot change: result type or columns
     grants: tuple[str, ...] = ()
+    indexes: tuple[str, ...] = ()  # statements; of a materialised view, which goes with them
     source: SQLSource | None = None
 
     @property
@@ -120,10 +121,16 @@ class Table:
 class State:
     schema: str
     tables: dict[str, Table] = field(default_factory=dict)
+    matviews: dict[str, Table] = field(default_factory=dict)
     indexes: dict[str, Index] = field(default_factory=dict)
     routines: dict[str, Routine] = field(default_factory=dict)  # by label
     unapplied: dict[str, bool] = field(default_factory=dict)  # "app.0001_name" -> is it ours
     unverifiable: dict[str, str] = field(default_factory=dict)  # name -> why
+
+    @property
+    def relations(self) -> dict[str, Table]:
+        """All that can have indexes."""
+        return self.tables | self.matviews
 
 
 # --------------------------------------------------------------------------- the catalogue
@@ -144,7 +151,7 @@ _INDEXES = """
     JOIN pg_class t ON t.oid = x.indrelid
     JOIN pg_namespace n ON n.oid = t.relnamespace
     LEFT JOIN pg_constraint c ON c.conindid = i.oid AND c.contype IN ('p', 'u', 'x')
-    WHERE n.nspname = %s AND t.relkind IN ('r', 'p') AND NOT t.relispartition
+    WHERE n.nspname = %s AND t.relkind IN ('r', 'p', 'm') AND NOT t.relispartition
 """
 
 _FUNCTIONS = """
@@ -155,7 +162,8 @@ _FUNCTIONS = """
            ARRAY(SELECT DISTINCT a.privilege_type || ' ON FUNCTION '
                         || p.oid::regprocedure || ' TO '
                         || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
-                 FROM aclexplode(p.proacl) a WHERE a.grantee <> p.proowner)
+                 FROM aclexplode(p.proacl) a WHERE a.grantee <> p.proowner),
+           '{}'::text[]
     FROM pg_proc p
     JOIN pg_namespace n ON n.oid = p.pronamespace
     WHERE n.nspname = %s AND p.prokind = 'f'
@@ -165,7 +173,7 @@ _FUNCTIONS = """
 _TRIGGERS = """
     SELECT 'TRIGGER', quote_ident(g.tgname) || ' ON ' || quote_ident(t.relname),
            pg_get_triggerdef(g.oid, true), obj_description(g.oid, 'pg_trigger'), '{}'::text[],
-           '{}'::text[], '', '{}'::text[]
+           '{}'::text[], '', '{}'::text[], '{}'::text[]
     FROM pg_trigger g
     JOIN pg_class t ON t.oid = g.tgrelid
     JOIN pg_namespace n ON n.oid = t.relnamespace
@@ -173,7 +181,8 @@ _TRIGGERS = """
 """
 
 _VIEWS = """
-    SELECT 'VIEW', quote_ident(v.relname), pg_get_viewdef(v.oid),
+    SELECT CASE v.relkind WHEN 'v' THEN 'VIEW' ELSE 'MATERIALIZED VIEW' END,
+           quote_ident(v.relname), pg_get_viewdef(v.oid),
            obj_description(v.oid, 'pg_class'),
            ARRAY(SELECT quote_ident(a.attname) FROM pg_attribute a
                  WHERE a.attrelid = v.oid AND a.attnum > 0 ORDER BY a.attnum),
@@ -185,10 +194,12 @@ _VIEWS = """
                || coalesce(' WITH ' || v.reloptions::text, ''),
            ARRAY(SELECT DISTINCT a.privilege_type || ' ON ' || quote_ident(v.relname) || ' TO '
                         || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END
-                 FROM aclexplode(v.relacl) a WHERE a.grantee <> v.relowner)
+                 FROM aclexplode(v.relacl) a WHERE a.grantee <> v.relowner),
+           ARRAY(SELECT pg_get_indexdef(x.indexrelid) || ';' FROM pg_index x
+                 WHERE x.indrelid = v.oid ORDER BY 1)
     FROM pg_class v
     JOIN pg_namespace n ON n.oid = v.relnamespace
-    WHERE n.nspname = %s AND v.relkind = 'v'
+    WHERE n.nspname = %s AND v.relkind IN ('v', 'm')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = v.oid AND d.deptype = 'e')
 """
 
@@ -200,6 +211,11 @@ _TABLES = """
     JOIN pg_namespace n ON n.oid = t.relnamespace
     LEFT JOIN pg_stat_all_tables s ON s.relid = t.oid
     WHERE n.nspname = %s AND t.relkind IN ('r', 'p') AND NOT t.relispartition
+"""
+
+_MATVIEWS = """
+    SELECT v.relname FROM pg_class v JOIN pg_namespace n ON n.oid = v.relnamespace
+    WHERE n.nspname = %s AND v.relkind = 'm'
 """
 
 _LEAVES = """
@@ -249,13 +265,16 @@ def _literal(text: str | None) -> str:
 
 
 def _routine(row: tuple[Any, ...], schema: str) -> Routine:
-    kind, name, definition, comment, columns, column_comments, shape, grants = row
+    kind, name, definition, comment, columns, column_comments, shape, grants, indexes = row
     if kind == "FUNCTION":  # always qualified; everything else is visible on the path
         definition = definition.replace(f"{schema}.", "", 1)
     elif kind == "TRIGGER":
         definition = definition.replace("CREATE TRIGGER", "CREATE OR REPLACE TRIGGER", 1)
-    else:
+    elif kind == "VIEW":
         definition = f"CREATE OR REPLACE VIEW {name} AS\n{definition}"
+    else:  # cannot be replaced: any difference is one of shape
+        shape = definition
+        definition = f"CREATE {kind} {name} AS\n{definition.rstrip(';')}\nWITH NO DATA"
     comments = [f"COMMENT ON {kind} {name} IS {_literal(comment)};"]
     comments += [
         f"COMMENT ON COLUMN {name}.{column} IS {_literal(text or None)};"
@@ -268,6 +287,7 @@ def _routine(row: tuple[Any, ...], schema: str) -> Routine:
         comments=tuple(comments),
         shape=shape or "",
         grants=tuple(f"GRANT {grant};" for grant in grants),
+        indexes=tuple(indexes),
     )
 
 
@@ -317,6 +337,10 @@ def _read_tables(connection: BaseDatabaseWrapper, schema: str) -> dict[str, Tabl
     }
 
 
+def _read_matviews(connection: BaseDatabaseWrapper, schema: str) -> dict[str, Table]:
+    return {name: Table(name=name) for (name,) in _rows(connection, _MATVIEWS, schema)}
+
+
 def actual_state(connection: BaseDatabaseWrapper) -> State:
     """What the connection's schema has."""
     with connection.cursor() as cursor:
@@ -325,6 +349,7 @@ def actual_state(connection: BaseDatabaseWrapper) -> State:
     return State(
         schema=schema,
         tables=_read_tables(connection, schema),
+        matviews=_read_matviews(connection, schema),
         indexes=_read_indexes(connection, schema),
         routines=_read_routines(connection, schema),
     )
@@ -365,10 +390,11 @@ def declared_state(connection: BaseDatabaseWrapper) -> State:
         state = State(schema=schema, unapplied=unapplied)
         for model in _managed_models(known, ours):
             _make_table(connection, model, state)
-        state.indexes = _read_indexes(connection, schema)
         state.tables = _read_tables(connection, schema)
         for source in sources:
             _make_routines(connection, source, state)
+        state.matviews = _read_matviews(connection, schema)
+        state.indexes = _read_indexes(connection, schema)
     return state
 
 

@@ -8,7 +8,7 @@ from django.utils.timezone import now
 from gateway.defaults import defaults_ensure
 from gateway.schema import SchemaBusyError, owners_connection, schema_create, walls_create
 from monitoring.audit import Actor
-from monitoring.retention import partitions_prepare
+from monitoring.retention.partitions import partitions_prepare
 from registry.db.direct import PoolerError
 from registry.db.partitions import PartitionsError
 from registry.db.roles import Raised, roles_script_here
@@ -54,7 +54,8 @@ class Command(BaseCommand):
             self.stdout.write(f"Walls: {raised.done} change(s) to roles, grants and policies.")
             self.stdout.write(
                 f"Defaults: {made.tenants} tenant(s), {made.groups} role group(s), "
-                f"{made.alerts} alert(s), {made.policies} retention policies added."
+                f"{made.alerts} alert(s), {made.policies} retention policies, "
+                f"{made.views} materialised views added."
             )
             self.stdout.write(f"Partitions of the logs: {partitions} made.")
             self.stdout.write(self.style.SUCCESS("The database is ready."))

@@ -23,6 +23,8 @@ class Command(BaseCommand):
             if dry_run:
                 due = f"{chosen.due(now())} {chosen.unit}" if chosen.due else "always"
                 self.stdout.write(f"{chosen.name}: {due} due. {chosen.does}")
+                for line in chosen.preview(now()) if chosen.preview else ():
+                    self.stdout.write(f"  {line}")
                 continue
             try:
                 done = chosen.run(at=now())

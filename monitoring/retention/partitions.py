@@ -6,10 +6,10 @@ import time
 from datetime import datetime, timedelta
 
 from django.db import connection, transaction
-from django.db.models import F, Value
-from django.db.models.functions import Coalesce
+from django.db.models import F
 
 from monitoring.audit import Actor, audit_write
+from monitoring.averages import moving_average
 from monitoring.models import DataRetentionPolicy
 from registry.db.partitions import (
     Dropped,
@@ -32,7 +32,6 @@ __all__ = [
 
 ACTOR = Actor(service_name="worker")
 LONGEST = 100 * 365  # days; more leaves the range of times, and means "for ever" all the same
-NEWEST_SHARE = 0.2  # of the last run in the moving average of run times
 
 
 def partitions_prepare(*, at: datetime, back_to: datetime | None = None) -> int:
@@ -93,15 +92,13 @@ def _age(policy: DataRetentionPolicy) -> timedelta:
 
 @transaction.atomic
 def _note(policy: DataRetentionPolicy, gone: Dropped, *, at: datetime, milliseconds: float) -> None:
-    average = F("avg_execution_time_ms")
     DataRetentionPolicy.objects.filter(pk=policy.pk).update(
         last_run=at,
         next_run=at + timedelta(days=1),
         total_deleted=F("total_deleted") + gone.rows,
         last_deleted_count=gone.rows,
-        avg_execution_time_ms=Coalesce(
-            average + NEWEST_SHARE * (milliseconds - average), Value(milliseconds)
-        ),
+        avg_execution_time_ms=moving_average("avg_execution_time_ms", milliseconds),
+        last_error="",
         updated_at=at,
     )
     if gone.partitions:

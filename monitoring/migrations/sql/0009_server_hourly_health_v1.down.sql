@@ -1,0 +1,1 @@
+DROP MATERIALIZED VIEW server_hourly_health;
