@@ -11,8 +11,10 @@ from monitoring.models import (
     AlertEvent,
     AuditLog,
     DatabaseSizeSnapshot,
+    OptimizeRun,
     PerformanceAlert,
     RequestLog,
+    StatementSnapshot,
 )
 from registry.models import (
     MCPServer,
@@ -162,6 +164,7 @@ def _seed_logs() -> None:
         AlertEvent,
         20_000,
         alert_id="alert.ids[1 + floor(200 * random() ^ 2)]",
+        occurred_at="now() - i * interval '30 minutes'",
         source=_ids(PerformanceAlert, "alert"),
     )
     rows(
@@ -170,6 +173,14 @@ def _seed_logs() -> None:
         table_name="'table_' || i % 30",
         taken_on="current_date - i / 30",
     )
+    rows(
+        StatementSnapshot,
+        5000,
+        query_id="i",
+        # Nearly all of them were called just now.
+        taken_at="CASE WHEN i % 50 > 0 THEN now() ELSE now() - i * interval '3 min' END",
+    )
+    rows(OptimizeRun, 3000, started_at="now() - i * interval '4 hours'", outcome="'done'")
 
 
 def rows(model: type[models.Model], count: int, *, source: str = "", **columns: str) -> None:

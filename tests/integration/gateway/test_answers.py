@@ -104,17 +104,6 @@ def test_the_log_carries_each_request_s_own_id(client: Client, log: io.StringIO)
     assert lines["Not Found: /api/nosuch"]["request_id"] == second
 
 
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ("materializedview", "nothing refreshes the views yet"),
-    ],
-)
-def test_lists_of_what_nothing_acts_on_say_so(client: Client, model: str, words: str) -> None:
-    client.force_login(get_user_model().objects.create_superuser(username="boss"))
-    assert words in client.get(f"/admin/monitoring/{model}/").text
-
-
 def test_the_overview_does_not_call_unevaluated_alerts_quiet(client: Client) -> None:
     client.force_login(get_user_model().objects.create_superuser(username="boss"))
     cards = {card["title"]: card for card in client.get("/admin/").context["cards"]}

@@ -1,6 +1,7 @@
 """init_db, setup_enhanced, create_api_key and run_maintenance."""
 
 import json
+import re
 import sys
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ from registry.models import Tenant
 from security.keys import hash_secret, parse_key
 from security.models import EnhancedAPIKey
 from tests.factories import (
+    DataRetentionPolicyFactory,
     EnhancedAPIKeyFactory,
     MCPServerFactory,
     SessionFactory,
@@ -41,7 +43,10 @@ ALERTED = {
 
 def test_init_db_makes_the_defaults_once_and_keeps_what_was_changed(capsys):
     call_command("init_db")
-    assert "1 tenant(s), 4 role group(s), 11 alert(s), 4 retention" in capsys.readouterr().out
+    assert (
+        "1 tenant(s), 4 role group(s), 11 alert(s), 8 retention policies, 3 materialised"
+        in capsys.readouterr().out
+    )
     alerts = PerformanceAlert.objects.all()
     assert {a.metric_name: (a.comparison_operator, a.threshold_value) for a in alerts} == ALERTED
     assert Group.objects.get(name="admin").permissions.filter(codename="delete_mcpserver")
@@ -52,7 +57,10 @@ def test_init_db_makes_the_defaults_once_and_keeps_what_was_changed(capsys):
     DataRetentionPolicy.objects.filter(table_name="request_logs").update(retention_days=7)
     Group.objects.get(name="user").permissions.clear()
     call_command("init_db")
-    assert "0 tenant(s), 0 role group(s), 0 alert(s), 0 retention" in capsys.readouterr().out
+    assert (
+        "0 tenant(s), 0 role group(s), 0 alert(s), 0 retention policies, 0 materialised"
+        in capsys.readouterr().out
+    )
     assert DataRetentionPolicy.objects.get(table_name="request_logs").retention_days == 7
     assert not Group.objects.get(name="user").permissions.exists()
 
@@ -131,10 +139,18 @@ def test_an_unknown_command_is_wrong_usage_and_says_what_is_near(monkeypatch, ca
 def test_maintenance_runs_what_is_due_and_a_dry_run_only_says_it(capsys):
     old = SessionFactory(expires_at=now() - timedelta(days=8))
     SessionFactory(user=old.user)
-    call_command("run_maintenance", "--task", "sessions_remove", "--dry-run")
-    assert "sessions_remove: 1 sessions due." in capsys.readouterr().out
-    call_command("run_maintenance", "--task", "sessions_remove")
-    assert capsys.readouterr().out == "sessions_remove: 1 sessions done.\n"
+    DataRetentionPolicyFactory(
+        name="logins", table_name="sessions", date_column="expires_at", retention_days=7
+    )
+    call_command("run_maintenance", "--task", "retention_run", "--dry-run")
+    out = capsys.readouterr().out
+    assert "retention_run: 1 rows due." in out
+    assert re.search(
+        r"\n  logins: 1 rows \(about .*\) of sessions, where expires_at is before", out
+    )
+    assert type(old).objects.count() == 2
+    call_command("run_maintenance", "--task", "retention_run")
+    assert capsys.readouterr().out == "retention_run: 1 rows done.\n"
     assert type(old).objects.count() == 1
 
 
@@ -154,11 +170,11 @@ def test_a_failing_task_does_not_hide_the_others(monkeypatch, capsys):
     def fail(**_):
         raise RuntimeError("broken")
 
-    broken = PERIODIC["sessions_remove"]
+    broken = PERIODIC["retention_run"]
     monkeypatch.setitem(PERIODIC, broken.name, type(broken)(
         name=broken.name, cron=broken.cron, unit="", does="", due=None, run=fail
     ))  # fmt: skip
-    with pytest.raises(CommandError, match=r"1 task\(s\) failed: sessions_remove"):
+    with pytest.raises(CommandError, match=r"1 task\(s\) failed: retention_run"):
         call_command("run_maintenance")
     assert "gauges_remove: 0 rows done." in capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -11,8 +12,14 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
+from procrastinate.contrib.django.models import ProcrastinateJob
 
-from monitoring.models import AuditLog, DataRetentionPolicy, PerformanceAlert
+from monitoring.models import (
+    AuditLog,
+    DataRetentionPolicy,
+    MaterializedView,
+    PerformanceAlert,
+)
 from registry.admin_base import UncountedPaginator
 from tests.factories import (
     AlertEventFactory,
@@ -21,12 +28,15 @@ from tests.factories import (
     MCPServerFactory,
     PerformanceAlertFactory,
     RequestLogFactory,
+    SessionFactory,
 )
 
 pytestmark = pytest.mark.django_db
 
 REQUESTS = reverse("admin:monitoring_requestlogentry_changelist")
 AUDIT = reverse("admin:monitoring_auditlogentry_changelist")
+POLICIES = "admin:monitoring_dataretentionpolicy_changelist"
+VIEWS = "admin:monitoring_materializedview_changelist"
 
 
 def listed(client, page: str) -> list[UUID]:
@@ -270,6 +280,61 @@ def test_a_policy_that_does_not_fit_is_refused_in_words(admin_client, change, wo
     add = reverse("admin:monitoring_dataretentionpolicy_add")
     assert words in errors_of(admin_client.post(add, {**POLICY, **change}))
     assert DataRetentionPolicy.objects.count() == 1
+
+
+def test_a_policy_s_page_says_what_would_go_and_what_went_wrong(admin_client):
+    for age in (8, 9, 1):
+        SessionFactory(expires_at=now() - timedelta(days=age))
+    policy = DataRetentionPolicyFactory(
+        table_name="sessions",
+        date_column="expires_at",
+        retention_days=7,
+        last_error="A batch took longer than 10 s",
+        total_deleted=12_345,
+    )
+    page = reverse("admin:monitoring_dataretentionpolicy_change", args=[policy.pk])
+    text = admin_client.get(page).text
+    assert re.search(r"2 rows \(about [^)]+\) of sessions, where expires_at is before", text)
+    assert "A batch took longer than 10 s" in text
+    assert "12,345 rows" in text
+    assert "failed" in admin_client.get(reverse(POLICIES)).text
+
+
+def test_a_policy_s_conditions_are_refused_in_words(admin_client):
+    add = reverse("admin:monitoring_dataretentionpolicy_add")
+    change = {"conditions": '{"nonsense": {"=": 1}}'}
+    assert "There is no column" in errors_of(admin_client.post(add, {**POLICY, **change}))
+
+
+def test_the_page_of_a_policy_that_fits_no_table_still_opens(admin_client):
+    policy = DataRetentionPolicyFactory(table_name="users", date_column="created_at")
+    page = reverse("admin:monitoring_dataretentionpolicy_change", args=[policy.pk])
+    assert "Choose one of" in admin_client.get(page).text
+
+
+def test_views_are_refreshed_by_an_action(admin_client):
+    views = [MaterializedView.objects.create(name=name) for name in ("a", "b")]
+    chosen = {"action": "refresh", "_selected_action": [view.pk for view in views]}
+    answer = admin_client.post(reverse(VIEWS), chosen, follow=True)
+    assert "2 view(s) wait for the worker." in answer.text
+    assert ProcrastinateJob.objects.filter(task_name="view_refresh").count() == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({}, "never refreshed"),
+        ({"last_refreshed": now()}, "fresh"),
+        ({"last_refreshed": now(), "next_refresh": now() - timedelta(hours=1)}, "overdue"),
+        ({"last_refreshed": now(), "last_error": "division by zero"}, "failed"),
+        ({"is_active": False}, "off"),
+    ],
+)
+def test_a_view_s_state_is_told(admin_client, fields, word):
+    view = MaterializedView.objects.create(name="mv", **fields)
+    assert f">{word}<" in re.sub(r"\s*([<>])\s*", r"\1", admin_client.get(reverse(VIEWS)).text)
+    page = admin_client.get(reverse("admin:monitoring_materializedview_change", args=[view.pk]))
+    assert view.last_error in page.text
 
 
 def test_a_policy_is_kept_and_audited(admin_client):

@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.utils.timezone import now
+from procrastinate.contrib.django.models import ProcrastinateJob
 
 from monitoring.models import AuditLog, DataRetentionPolicy, MaterializedView, PerformanceAlert
 from registry.db.ids import uuid7
@@ -16,6 +17,7 @@ from tests.factories import (
     MCPServerFactory,
     PerformanceAlertFactory,
     RequestLogFactory,
+    SessionFactory,
     TenantFactory,
     UserFactory,
 )
@@ -334,6 +336,47 @@ def test_a_policy_is_made_changed_and_removed(operator):
 def test_a_policy_deletes_nothing_but_old_logs(operator, change, field):
     answer = operator.post(POLICIES, POLICY | change, format="json")
     assert (answer.status_code, answer.json().keys()) == (400, {field}), answer.content
+
+
+def test_a_policy_s_conditions_are_checked_and_shown(operator):
+    told = {"name": "idle", "table_name": "sessions", "date_column": "expires_at",
+            "retention_days": 1}  # fmt: skip
+    conditions = {"is_active": {"=": False}}
+    made = operator.post(POLICIES, told | {"conditions": conditions}, format="json")
+    assert (made.status_code, made.json()["conditions"]) == (201, conditions)
+    path = f"{POLICIES}/{made.json()['id']}"
+    refused = operator.patch(path, {"conditions": {"is_active": {"=": "no"}}}, "json")
+    assert refused.status_code == 400
+    assert "is_active =: write true or false." in str(refused.json()["conditions"])
+    assert DataRetentionPolicy.objects.get().conditions == conditions
+
+
+def test_a_policy_s_preview_says_what_would_go(operator, client):
+    SessionFactory(expires_at=now() - timedelta(days=8))
+    policy = DataRetentionPolicyFactory(
+        table_name="sessions", date_column="expires_at", retention_days=7
+    )
+    path = f"{POLICIES}/{policy.pk}/preview"
+    told = operator.get(path).json()
+    assert (told["table"], told["column"], told["rows"]) == ("sessions", "expires_at", 1)
+    assert (told["is_estimate"], told["partitions"]) == (False, None)
+    assert client.get(path).status_code == 403
+    assert operator.post(path, {}, format="json").status_code == 405
+
+
+def test_a_policy_that_does_not_fit_the_database_has_no_preview(operator):
+    policy = DataRetentionPolicyFactory(table_name="users", date_column="created_at")
+    answer = operator.get(f"{POLICIES}/{policy.pk}/preview")
+    assert (answer.status_code, answer.json().keys()) == (400, {"table_name"})
+
+
+def test_a_refresh_is_asked_for_and_queued(operator, client):
+    view = MaterializedView.objects.create(name="mv")
+    answer = operator.post(f"{VIEWS}/{view.pk}/refresh", {}, format="json")
+    assert (answer.status_code, answer.json()["name"]) == (202, "mv")
+    job = ProcrastinateJob.objects.get()
+    assert (job.task_name, job.args) == ("view_refresh", {"view_id": str(view.pk)})
+    assert client.post(f"{VIEWS}/{view.pk}/refresh", {}, format="json").status_code == 403
 
 
 def test_a_policy_stays_with_its_table(operator):

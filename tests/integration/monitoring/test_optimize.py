@@ -280,6 +280,67 @@ def test_missing_view_and_lost_comment_are_restored(execute: Execute) -> None:
     assert execute("SELECT count(*) > 0 FROM performance_monitoring") == [(True,)]
 
 
+def test_missing_materialized_view_is_made_with_its_index(execute: Execute) -> None:
+    execute("DROP MATERIALIZED VIEW tool_leaderboard")
+    status, output = optimize("--check")
+    assert status == 1
+    assert "tool_leaderboard" in output
+    optimize()
+    assert execute("SELECT indexname FROM pg_indexes WHERE tablename = 'tool_leaderboard'") == [
+        ("uq_tool_leaderboard_tool",)
+    ]
+    assert execute("SELECT obj_description('tool_leaderboard'::regclass) IS NOT NULL") == [(True,)]
+    assert optimize("--check")[0] == 0
+
+
+def test_different_materialized_view_is_made_anew_with_its_grants(execute: Execute) -> None:
+    execute("DROP MATERIALIZED VIEW tenant_daily_usage")
+    execute("CREATE MATERIALIZED VIEW tenant_daily_usage AS SELECT 1 AS day")
+    execute("CREATE INDEX by_day ON tenant_daily_usage (day)")
+    execute("CREATE ROLE usage_reader")
+    try:
+        execute("GRANT SELECT ON tenant_daily_usage TO usage_reader")
+        assert optimize("--check")[0] == 1
+        optimize()
+        assert execute("SELECT has_table_privilege('usage_reader', 'tenant_daily_usage', 'SELECT')")
+        columns = "SELECT count(*) FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0"
+        assert execute(columns, "tenant_daily_usage") == [(10,)]
+        optimize("--rollback")
+        assert execute(
+            "SELECT indexname FROM pg_indexes WHERE tablename = 'tenant_daily_usage'"
+        ) == [("by_day",)]
+        optimize()
+    finally:
+        execute("DROP OWNED BY usage_reader")
+        execute("DROP ROLE usage_reader")
+
+
+def test_missing_index_of_a_materialized_view_is_built_and_its_rows_stay(execute: Execute) -> None:
+    execute("REFRESH MATERIALIZED VIEW tool_leaderboard")
+    execute("DROP INDEX uq_tool_leaderboard_tool")
+    execute("CREATE INDEX stray ON tool_leaderboard (place)")
+    status, output = optimize("--check")
+    assert status == 1
+    assert "uq_tool_leaderboard_tool" in output
+    assert "stray" in optimize()[1]  # a notice
+    assert execute("SELECT relispopulated FROM pg_class WHERE relname = 'tool_leaderboard'") == [
+        (True,)
+    ]
+    assert optimize("--check")[0] == 0
+    execute("DROP INDEX stray")
+
+
+def test_lost_comment_of_a_materialized_view_is_restored_and_its_rows_stay(
+    execute: Execute,
+) -> None:
+    execute("REFRESH MATERIALIZED VIEW tool_leaderboard")
+    execute("COMMENT ON COLUMN tool_leaderboard.place IS NULL")
+    assert optimize("--check")[0] == 1
+    optimize()
+    assert optimize("--check")[0] == 0
+    assert execute("SELECT count(*) FROM tool_leaderboard") == [(0,)]
+
+
 def test_missing_trigger_is_restored(execute: Execute) -> None:
     execute("DROP TRIGGER gateway_server_defaults ON mcp_servers")
     assert "gateway_server_defaults" in optimize("--check", "--phase", "3")[1]

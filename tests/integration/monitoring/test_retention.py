@@ -1,164 +1,453 @@
-"""What policies do to the partitions of the logs."""
+"""Retention policies: what they are allowed to say, what they delete, and when they stop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime, timedelta
-from io import StringIO
+import operator
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 import pytest
-from django.core.management import call_command
+from django.core.exceptions import ValidationError
 from django.db import connection
-from django.utils.timezone import now
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from psycopg import sql
 
-from monitoring import tasks
-from monitoring.models import AuditLog, DataRetentionPolicy, RequestLog
-from monitoring.retention import partitions_expired, partitions_missing
-from registry.db.partitions import partitioned_tables, read_partitions
-from tests.factories import DataRetentionPolicyFactory, RequestLogFactory
+from monitoring.models import (
+    DatabaseSizeSnapshot,
+    DataRetentionPolicy,
+    OptimizeRun,
+    StatementSnapshot,
+)
+from monitoring.retention import preview as previewing
+from monitoring.retention import run as running
+from monitoring.retention.conditions import compile_conditions
+from monitoring.retention.preview import preview
+from monitoring.retention.run import RUN_EVERY, RetentionError, policies_run
+from monitoring.retention.tables import RETAINED, relation_of
+from monitoring.retention.target import TIMES
+from security.models import Session
+from tests.factories import (
+    AlertEventFactory,
+    DataRetentionPolicyFactory,
+    SessionFactory,
+    UserFactory,
+)
 
-# Partitions are made and dropped on a connection of their own.
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db
 
-LOGS = ["audit_logs", "request_logs", "server_metrics"]
-DAY = timedelta(days=1)
+AT = datetime(2026, 6, 15, 12, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Leave the partitions of today, and no others, to the tests that come later."""
-    before = set(names())
-    yield
-    DataRetentionPolicy.objects.all().delete()
+def policy_of_sessions(**fields: Any) -> DataRetentionPolicy:
+    told = {"table_name": "sessions", "date_column": "expires_at", "retention_days": 7}
+    return DataRetentionPolicyFactory(**{**told, **fields})
+
+
+def sessions(*days: float, **fields: Any) -> list[Session]:
+    """Logins that ended so many days ago."""
+    user = UserFactory()
+    return [
+        SessionFactory(user=user, expires_at=AT - timedelta(days=age), **fields) for age in days
+    ]
+
+
+def kept() -> set[Any]:
+    return set(Session.objects.values_list("pk", flat=True))
+
+
+def run(at: datetime = AT, **told: Any) -> int:
+    return policies_run(at=at, rest=told.pop("rest", lambda _: None), **told)
+
+
+# ---------------------------------------------------------------- what may be said
+
+
+def test_only_growing_tables_can_be_trimmed_and_nothing_refers_to_them():
+    protected = {"tenants", "users", "enhanced_api_keys", "api_keys", "mcp_servers"}
+    assert protected.isdisjoint(RETAINED)
+    for table, column in RETAINED.items():
+        relation = relation_of(table)
+        assert relation is not None
+        assert relation.columns[column] in TIMES
     with connection.cursor() as cursor:
-        for name in set(names()) - before:
-            cursor.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(name)))
-    tasks.partitions_create(at=now())
+        cursor.execute(
+            "SELECT conname FROM pg_constraint"
+            " WHERE contype = 'f' AND conparentid = 0 AND confrelid::regclass::text = ANY (%s)",
+            [list(RETAINED)],
+        )
+        assert cursor.fetchall() == []
 
 
-def names() -> list[str]:
-    return [found.name for table in LOGS for found in read_partitions(connection, table)]
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"table_name": "users", "date_column": "created_at"}, "table_name", "Choose one of"),
+        ({"table_name": "sessions; --"}, "table_name", "Choose one of"),
+        ({"date_column": "created_at"}, "date_column", "is its expires_at"),
+        ({"retention_days": 36_501}, "retention_days", "from 1 to 36,500"),
+        ({"batch_size": 50_001}, "batch_size", "from 1 to 50,000"),
+        ({"conditions": {"nope": {"=": 1}}}, "conditions", "no column 'nope'"),
+        ({"conditions": {"is_active": False}}, "conditions", "write what must hold"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused(change, field, words):
+    told = {"table_name": "sessions", "date_column": "expires_at", "retention_days": 7}
+    policy = DataRetentionPolicy(name="p", **{**told, **change})
+    with pytest.raises(ValidationError) as caught:
+        policy.full_clean()
+    assert words in " ".join(caught.value.message_dict[field])
 
 
-def bounds(table: str = "request_logs") -> tuple[datetime, datetime]:
-    found = read_partitions(connection, table)
-    return found[0].span.since, found[-1].span.until
+def test_a_partitioned_table_takes_no_conditions():
+    """Its partitions go whole, whatever is in them."""
+    partitioned_sessions()
+    policy = policy_of_sessions()
+    policy.full_clean()
+    policy.conditions = {"is_active": {"=": False}}
+    with pytest.raises(ValidationError, match="whole partitions"):
+        policy.full_clean()
 
 
-def test_the_logs_are_partitioned_and_a_new_database_has_what_it_needs() -> None:
-    assert partitioned_tables() == LOGS
-    for table in LOGS:
-        since, until = bounds(table)
-        assert since <= now() - 2 * DAY
-        assert until > now() + 6 * DAY
-    assert partitions_missing(now()) == 0
+# ---------------------------------------------------------------- conditions
+
+# Few values, so that equality and borders are met often.
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "whole": st.integers(-2, 2),
+    "number": st.sampled_from([-1.5, 0.0, 1e300]),
+    "word": st.sampled_from(["", "a", "b", "%s", "'; --"]),
+    "truth": st.booleans(),
+    "moment": st.sampled_from([AT, AT + timedelta(microseconds=1), AT - timedelta(days=9)]),
+    "day": st.sampled_from([date(2026, 1, 1), date(2026, 1, 2)]),
+    "someone": st.sampled_from([UUID(int=1), UUID(int=2)]),
+}
+TYPES = {
+    "whole": "smallint",
+    "number": "double precision",
+    "word": "character varying",
+    "truth": "boolean",
+    "moment": "timestamp with time zone",
+    "day": "date",
+    "someone": "uuid",
+}
+ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+EQUALITY = {"=": operator.eq, "!=": operator.ne}
 
 
-def test_partitions_are_made_as_time_goes_on() -> None:
-    later = now() + 3 * DAY
-    assert partitions_missing(later) == 9
-    assert tasks.partitions_create(at=later) == 9
-    assert bounds()[1] > later + 7 * DAY
-    assert tasks.partitions_create(at=later) == 0
-    RequestLogFactory(request_time=later + 7 * DAY)
+def as_json(value: Any) -> Any:
+    if isinstance(value, date):
+        return value.isoformat()
+    return str(value) if isinstance(value, UUID) else value
 
 
-def test_old_partitions_go_with_their_rows_and_the_policy_remembers() -> None:
-    policy = DataRetentionPolicyFactory(retention_days=30)
-    kept, gone = RequestLogFactory(request_time=now() + 5 * DAY), RequestLogFactory()
-    later = now() + 32 * DAY
-    assert tasks.partitions_create(at=later) > 0
-    oldest = bounds()[0]
-    expired = sum(
-        partition.span.until <= later - 30 * DAY
-        for partition in read_partitions(connection, "request_logs")
+@st.composite
+def told(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
+    conditions = {}
+    for column in draw(st.lists(st.sampled_from(list(VALUES)), unique=True, max_size=3)):
+        unordered = column in ("truth", "someone")
+        names = [*EQUALITY, *([] if unordered else ORDER), "in", "is_null"]
+        chosen = draw(st.lists(st.sampled_from(names), unique=True, min_size=1, max_size=2))
+        conditions[column] = {name: draw(operand(column, name)) for name in chosen}
+    return conditions
+
+
+def operand(column: str, name: str) -> st.SearchStrategy[Any]:
+    value = VALUES[column].map(as_json)
+    return {"is_null": st.booleans(), "in": st.lists(value, min_size=1, max_size=3)}.get(
+        name, value
     )
-    assert partitions_expired(later) == expired
-    assert tasks.partitions_remove(at=later) == expired
-    assert list(RequestLog.objects.values_list("id", flat=True)) == [kept.id]
-    assert bounds()[0] > oldest
-    assert bounds("audit_logs")[0] == oldest  # no policy, no end
+
+
+def holds(row: dict[str, Any], conditions: dict[str, dict[str, Any]]) -> bool:
+    return all(
+        judged(row[column], name, value)
+        for column, tests in conditions.items()
+        for name, value in tests.items()
+    )
+
+
+def judged(found: Any, name: str, value: Any) -> bool:
+    if name == "is_null":
+        return (found is None) is value
+    if found is None:
+        return False
+    if name == "in":
+        return as_json(found) in value
+    if isinstance(found, datetime):
+        value = datetime.fromisoformat(value)
+    elif isinstance(found, date):
+        value = date.fromisoformat(value)
+    elif isinstance(found, UUID):
+        value = UUID(value)
+    return (EQUALITY | ORDER)[name](found, value)
+
+
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200
+)
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({name: st.none() | kind for name, kind in VALUES.items()}),
+        min_size=1,
+        max_size=6,
+    ),
+    conditions=told(),
+)
+def test_conditions_find_what_they_say(db, rows, conditions):
+    compiled = compile_conditions(conditions, columns=TYPES)
+    typed = ", ".join(["%s::int", *(f"%s::{kind}" for kind in TYPES.values())])
+    statement = sql.SQL(
+        "SELECT place FROM (VALUES {}) AS t (place, {}) WHERE {} ORDER BY place"
+    ).format(
+        sql.SQL(", ").join([sql.SQL(f"({typed})")] * len(rows)),
+        sql.SQL(", ").join(map(sql.Identifier, TYPES)),
+        compiled.where,
+    )
+    values = [
+        value for place, row in enumerate(rows) for value in (place, *(row[name] for name in TYPES))
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [*values, *compiled.parameters])
+        found = [place for (place,) in cursor.fetchall()]
+    assert found == [place for place, row in enumerate(rows) if holds(row, conditions)]
+
+
+# ---------------------------------------------------------------- running
+
+
+def test_old_rows_go_and_young_ones_stay():
+    old, young = sessions(8, 7.001, 400), sessions(6.999, 0, -3)
+    policy = policy_of_sessions(batch_size=2)
+    assert run() == len(old)
+    assert kept() == {row.pk for row in young}
     policy.refresh_from_db()
-    assert (policy.total_deleted, policy.last_deleted_count) == (1, 1)
-    assert (policy.last_run, policy.next_run) == (later, later + DAY)
-    assert policy.avg_execution_time_ms is not None
-    entry = AuditLog.objects.get(action="retention_policy.apply")
-    assert entry.details == {"name": policy.name, "partitions": expired, "rows": 1}
-    assert not RequestLog.objects.filter(id=gone.id).exists()
-    assert tasks.partitions_remove(at=later) == 0
-    assert AuditLog.objects.filter(action="retention_policy.apply").count() == 1
+    assert (policy.last_run, policy.next_run) == (AT, AT + RUN_EVERY)
+    assert (policy.total_deleted, policy.last_deleted_count, policy.last_error) == (3, 3, "")
+    assert policy.avg_execution_time_ms > 0
 
 
-@pytest.mark.parametrize("change", [{"is_active": False}, {"conditions": {"status_code": 200}}])
-def test_a_policy_that_is_off_or_asks_for_some_rows_drops_nothing(
-    change: dict[str, object],
-) -> None:
-    DataRetentionPolicyFactory(retention_days=1, **change)
-    assert tasks.partitions_remove(at=now() + DAY) == 0
-    assert partitions_expired(now() + DAY) == 0
+def test_conditions_limit_what_goes():
+    inactive = sessions(8, 9, is_active=False)
+    sessions(8, 9, is_active=True)
+    policy_of_sessions(conditions={"is_active": {"=": False}})
+    assert run() == len(inactive)
+    assert set(Session.objects.values_list("is_active", flat=True)) == {True}
 
 
-def test_of_several_policies_the_one_that_keeps_least_counts() -> None:
-    for days in (90, 2, 30):
-        DataRetentionPolicyFactory(retention_days=days)
-    later = now() + DAY
-    removed = tasks.partitions_remove(at=later)
-    assert removed > 0
-    assert bounds()[0] + DAY > later - 2 * DAY
+def test_days_count_by_their_beginning():
+    for age in (399, 400, 401):
+        DatabaseSizeSnapshot.objects.create(
+            taken_on=(AT - timedelta(days=age)).date(), table_name="t", total_size=1, row_estimate=1
+        )
+    DataRetentionPolicyFactory(
+        table_name="database_size_snapshots", date_column="taken_on", retention_days=400
+    )
+    assert run() == 2  # the day of 400 days ago began more than 400 days ago
+    assert DatabaseSizeSnapshot.objects.get().taken_on == (AT - timedelta(days=399)).date()
 
 
-def test_a_policy_of_more_days_than_time_has_keeps_everything() -> None:
-    DataRetentionPolicyFactory(retention_days=2_147_483_647)
-    assert tasks.partitions_remove(at=now()) == 0
-    assert tasks.partitions_create(at=now()) == 0
+def test_every_table_that_is_not_partitioned_can_be_trimmed():
+    OptimizeRun.objects.create(started_at=AT - timedelta(days=31))
+    StatementSnapshot.objects.create(
+        query_id=1, query="SELECT", calls=1, total_ms=1, taken_at=AT - timedelta(days=31)
+    )
+    AlertEventFactory(occurred_at=AT - timedelta(days=31))
+    for table, column in RETAINED.items():
+        DataRetentionPolicyFactory(table_name=table, date_column=column, retention_days=30)
+    assert run() == 3
 
 
-def test_nothing_is_made_that_retention_takes_away_again() -> None:
-    DataRetentionPolicyFactory(retention_days=1)
-    tasks.partitions_remove(at=now())
-    assert partitions_missing(now()) == 0
-    assert tasks.partitions_create(at=now()) == 0
+def test_a_policy_that_is_off_or_not_due_does_nothing():
+    sessions(8)
+    policy_of_sessions(is_active=False)
+    policy_of_sessions(next_run=AT + timedelta(seconds=1))
+    assert run() == 0
+    assert len(kept()) == 1
 
 
-def test_parents_are_analysed_although_autovacuum_skips_them() -> None:
-    tasks.tables_analyze(at=now())
+def test_it_runs_again_an_hour_later_and_not_before():
+    policy_of_sessions()
+    sessions(8)
+    assert run() == 1
+    sessions(8)
+    assert run(AT + RUN_EVERY - timedelta(seconds=1)) == 0
+    assert run(AT + RUN_EVERY) == 1
+    assert run(AT + 50 * RUN_EVERY) == 0  # a pause is caught up by one run
+    policy = DataRetentionPolicy.objects.get()
+    assert policy.next_run == AT + 51 * RUN_EVERY
+
+
+def test_a_run_that_is_stopped_goes_on_with_the_next_one():
+    sessions(*range(8, 18))
+    policy = policy_of_sessions(batch_size=3)
+    answers = iter([False, False, True])  # before the policy, after its first and second batch
+    assert run(stop=lambda: next(answers)) == 6
+    policy.refresh_from_db()
+    assert (policy.total_deleted, policy.last_error) == (6, "")
+    assert policy.next_run == AT
+    assert run(AT + timedelta(minutes=5)) == 4
+    policy.refresh_from_db()
+    assert (policy.total_deleted, policy.last_deleted_count) == (10, 4)
+
+
+def test_a_run_ends_with_its_budget(monkeypatch):
+    monkeypatch.setattr(running, "BUDGET_SECONDS", 0.0)
+    sessions(*range(8, 18))
+    policy_of_sessions(batch_size=3)
+    assert run() == 3
+    assert DataRetentionPolicy.objects.get().next_run == AT
+
+
+def test_the_oldest_go_first():
+    rows = sessions(9, 8, 30, 20)
+    policy_of_sessions(batch_size=2)
+    answers = iter([False, True])
+    assert run(stop=lambda: next(answers)) == 2
+    assert kept() == {rows[0].pk, rows[1].pk}
+
+
+def test_it_rests_after_each_batch_the_longer_the_more_others_do():
+    sessions(*range(8, 14))
+    policy_of_sessions(batch_size=3)
+    pauses: list[float] = []
+    run(rest=pauses.append)
+    assert len(pauses) == 2
+    assert all(running.SHORTEST_PAUSE <= pause <= running.LONGEST_PAUSE for pause in pauses)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"is_active": False}, {"retention_days": 3650}, {"conditions": {"is_active": {"=": False}}}],
+)
+def test_an_operator_who_changes_a_policy_is_obeyed_from_the_next_batch(change):
+    sessions(*range(8, 18))
+    policy = policy_of_sessions(batch_size=4)
+
+    def meddle(_seconds: float) -> None:
+        DataRetentionPolicy.objects.filter(pk=policy.pk).update(**change)
+
+    assert run(rest=meddle) == 4
+    assert len(kept()) == 6
+    policy.refresh_from_db()
+    assert policy.total_deleted == 4
+
+
+def test_a_worker_that_was_thought_dead_stops_when_it_wakes_up():
+    sessions(*range(8, 18))
+    policy_of_sessions(batch_size=4)
+    later = AT + 2 * RUN_EVERY
+    taken_over = []
+
+    def sleep_long(_seconds: float) -> None:
+        if not taken_over:
+            taken_over.append(True)
+            taken_over.append(run(later))
+
+    assert run(rest=sleep_long) == 4
+    assert taken_over == [True, 6]
+    policy = DataRetentionPolicy.objects.get()
+    assert (policy.last_run, policy.next_run) == (later, later + RUN_EVERY)
+    assert policy.total_deleted == 10
+
+
+def test_a_policy_that_does_not_fit_tells_so_and_the_others_go_on():
+    """As psql may write it, past all checks."""
+    sessions(8)
+    bad = DataRetentionPolicyFactory(table_name="users", date_column="created_at")
+    odd = policy_of_sessions(conditions={"user_id": {"=": "nobody"}})
+    policy_of_sessions()
+    with pytest.raises(RetentionError, match=f"{bad.name}: Choose one of"):
+        run()
+    assert kept() == set()
+    bad.refresh_from_db()
+    odd.refresh_from_db()
+    assert bad.last_error.startswith("Choose one of")
+    assert odd.last_error == "user_id =: write a UUID."
+    assert bad.next_run == AT  # the next tick tries again
+
+
+# ---------------------------------------------------------------- preview
+
+
+def test_a_preview_counts_and_deletes_nothing():
+    rows = sessions(8, 9, 3)
+    told = preview(policy_of_sessions(), at=AT)
+    assert (told.rows, told.is_estimate, told.partitions) == (2, False, None)
+    assert told.before == AT - timedelta(days=7)
+    assert str(told).startswith("2 rows (about ")
+    assert str(told).endswith(" of sessions, where expires_at is before 2026-06-08 12:00 UTC")
+    assert kept() == {row.pk for row in rows}
+
+
+def test_a_preview_heeds_conditions_and_tells_bytes():
+    sessions(8, 9, is_active=False)
+    sessions(10)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE sessions")
+        cursor.execute("SELECT pg_total_relation_size('sessions')")
+        (size,) = cursor.fetchone()
+    told = preview(policy_of_sessions(conditions={"is_active": {"=": False}}), at=AT)
+    assert told.rows == 2
+    assert told.size_bytes == round(size * 2 / 3)
+
+
+def test_a_preview_of_very_many_rows_is_the_planners_estimate(monkeypatch):
+    monkeypatch.setattr(previewing, "MOST_COUNTED", 2)
+    sessions(*range(8, 58))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE sessions")
+    told = preview(policy_of_sessions(), at=AT)
+    assert told.is_estimate
+    assert 40 <= told.rows <= 60
+    assert str(told).startswith("about ")
+
+
+def test_a_preview_that_takes_too_long_is_the_planners_estimate(monkeypatch):
+    monkeypatch.setattr(
+        previewing, "_COUNT", previewing._COUNT.replace("count(*)", "count(pg_sleep(9))")
+    )
+    monkeypatch.setattr(previewing, "COUNTING_MS", 50)
+    sessions(8)
+    assert preview(policy_of_sessions(), at=AT).is_estimate
+
+
+# ---------------------------------------------------------------- partitioned tables
+
+
+def partitioned_sessions() -> None:
+    """Before the real table on the path: two partitions, a year ago and now."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT count(*) FROM pg_stat_user_tables WHERE relname = ANY(%s)"
-            " AND last_analyze > now() - interval '1 day'",
-            [LOGS],
+            "CREATE TEMP TABLE sessions (LIKE public.sessions) PARTITION BY RANGE (expires_at)"
         )
-        assert cursor.fetchone() == (3,)
-        assert not set(LOGS) & set(tasks._stale_tables(cursor))
+        for name, start, end in (
+            ("old", AT - timedelta(days=400), AT - timedelta(days=390)),
+            ("edge", AT - timedelta(days=390), AT - timedelta(days=7, seconds=-1)),
+        ):
+            cursor.execute(
+                f"CREATE TEMP TABLE sessions_{name} PARTITION OF sessions"
+                " FOR VALUES FROM (%s) TO (%s)",
+                [start, end],
+            )
 
 
-def test_run_maintenance_says_what_is_due() -> None:
-    out = StringIO()
-    call_command("run_maintenance", "--task", "partitions_create", "--dry-run", stdout=out)
-    assert "partitions_create: 0 partitions due." in out.getvalue()
+def test_a_partitioned_table_is_left_to_its_own_task():
+    partitioned_sessions()
+    sessions(395, 8)
+    policy = policy_of_sessions()
+    assert run() == 0
+    policy.refresh_from_db()
+    assert policy.last_run is None
 
 
-def test_sizes_and_index_use_count_partitions_as_their_parent() -> None:
-    RequestLogFactory.create_batch(3)
+def test_a_preview_of_a_partitioned_table_counts_whole_partitions():
+    partitioned_sessions()
+    sessions(395, 394, 8)
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE request_logs")
-        cursor.execute(
-            "SELECT row_estimate, partitions, index_size > 0 FROM database_size_summary"
-            " WHERE table_name = 'request_logs'"
-        )
-        count = len(read_partitions(connection, "request_logs"))
-        assert cursor.fetchone() == (3, count, True)
-        cursor.execute("SELECT count(*) FROM database_size_summary WHERE table_name ~ '_logs_2'")
-        assert cursor.fetchone() == (0,)
-        cursor.execute(
-            "SELECT index_name, is_valid, index_size > 0 FROM index_usage_summary"
-            " WHERE table_name ~ '^request_logs' ORDER BY index_name"
-        )
-        assert cursor.fetchall() == [
-            ("idx_request_logs_request_id", True, True),
-            ("idx_request_logs_tenant_time", True, True),
-            ("idx_request_logs_time", True, True),
-            ("idx_request_routing_composite", True, True),
-            ("request_logs_pkey", True, True),
-        ]
+        cursor.execute("ANALYZE sessions_old")
+        cursor.execute("SELECT pg_total_relation_size('sessions_old')")
+        (size,) = cursor.fetchone()
+    told = preview(policy_of_sessions(), at=AT)
+    assert (told.partitions, told.rows, told.size_bytes) == (1, 2, size)
+    assert "in 1 whole partitions" in str(told)

@@ -10,8 +10,11 @@ import pytest
 from django.db import connection, transaction
 from django.utils.timezone import now
 
+from gateway.defaults import defaults_ensure
 from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
+from monitoring.audit import Actor
 from monitoring.models import DatabaseSizeSnapshot, StatementSnapshot
+from monitoring.retention.run import policies_run
 from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
 from tests.factories import MCPServerFactory, RequestLogFactory, TenantFactory
 
@@ -135,13 +138,26 @@ def test_size_snapshot_keeps_one_row_a_day() -> None:
     assert DatabaseSizeSnapshot.objects.filter(table_name="request_logs").count() == 1
 
 
-def test_old_size_snapshots_go() -> None:
-    old = now().date() - timedelta(days=500)
-    DatabaseSizeSnapshot.objects.create(
-        table_name="tenants", taken_on=old, total_size=1, row_estimate=1
-    )
-    size_snapshot_take()
-    assert not DatabaseSizeSnapshot.objects.filter(taken_on=old).exists()
+def test_old_snapshots_go_by_the_default_policies() -> None:
+    for age in (500, 399):
+        DatabaseSizeSnapshot.objects.create(
+            table_name="tenants",
+            taken_on=now().date() - timedelta(days=age),
+            total_size=1,
+            row_estimate=1,
+        )
+    for query_id, age in ((1, 8), (2, 6)):
+        StatementSnapshot.objects.create(
+            query_id=query_id,
+            query="SELECT",
+            calls=1,
+            total_ms=1.0,
+            taken_at=now() - timedelta(days=age),
+        )
+    defaults_ensure(actor=Actor(service_name="test"))
+    assert policies_run(at=now(), rest=lambda _: None) == 2
+    assert DatabaseSizeSnapshot.objects.get().taken_on == now().date() - timedelta(days=399)
+    assert StatementSnapshot.objects.get().query_id == 2
 
 
 # --------------------------------------------------------------------------- indexes
