@@ -1,8 +1,16 @@
 """Which rows of the logs and alerts are a tenant's."""
 
+from typing import LiteralString
+
 from registry.db.walls import OF_OWN_SERVER, Wall
 
 __all__ = ["WALLS"]
+
+_OF_OWN_ALERT: LiteralString = (
+    "EXISTS (SELECT FROM performance_alerts AS alert"
+    " JOIN mcp_servers AS server ON server.id = alert.server_id"
+    " WHERE alert.id = alert_id AND server.tenant_id = {tenant})"
+)
 
 WALLS = (
     # A tenant's change and its audit entry are one transaction. What is written stays.
@@ -24,10 +32,6 @@ WALLS = (
     Wall(table="request_user_deltas", read="tenant_id = {tenant}"),
     # Alerts on all servers are the operators'.
     Wall(table="performance_alerts", read=OF_OWN_SERVER, change=OF_OWN_SERVER),
-    Wall(
-        table="alert_events",
-        read="EXISTS (SELECT FROM performance_alerts AS alert"
-        " JOIN mcp_servers AS server ON server.id = alert.server_id"
-        " WHERE alert.id = alert_id AND server.tenant_id = {tenant})",
-    ),
+    # A tenant that looks after an alert, changes or removes one, writes or removes its history too.
+    Wall(table="alert_events", read=_OF_OWN_ALERT, change=_OF_OWN_ALERT),
 )
