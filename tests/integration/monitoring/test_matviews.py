@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import connection
 from psycopg import sql
@@ -19,11 +21,13 @@ from monitoring.audit import Actor
 from monitoring.matviews import RefreshError, view_refresh, views_due, views_refresh
 from monitoring.models import AuditLog, MaterializedView
 from monitoring.rollups import rollups_compact
+from registry.db.crossing import crossing_tenants
 from registry.db.partitions import partitioned_tables, read_partitions
 from registry.db.tenancy import OPERATOR_ROLE, READER_ROLE
 from registry.models import ServerMetric, ServerTool
 from tests.factories import MCPServerFactory, RequestLogFactory, ServerToolFactory, TenantFactory
 from tests.partitions import one_old_partition
+from tests.walls import logged_in_as_app
 
 # A refresh runs on a connection of its own, which sees only what is committed.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -171,6 +175,18 @@ def test_only_those_who_look_across_tenants_may_read_them():
         " FROM pg_class c, aclexplode(c.relacl) a WHERE c.relkind = 'm' AND a.grantee <> c.relowner"
     )
     assert set(granted) == {(OPERATOR_ROLE, "SELECT"), (READER_ROLE, "SELECT")}
+
+
+def test_a_worker_without_rights_on_the_schema_has_the_owner_refresh_them(monkeypatch):
+    """As it is deployed: logged in as the application, beside the owner's own address."""
+    ServerToolFactory(name="a", total_calls=1)
+    monkeypatch.setattr(settings, "DATABASE_MAINTENANCE", deepcopy(connection.settings_dict))
+    view = leaderboard()
+    with logged_in_as_app(), crossing_tenants():
+        assert views_refresh(at=AT) == 1
+    assert execute("SELECT tool_name FROM tool_leaderboard") == [("a",)]
+    view.refresh_from_db()
+    assert (view.row_count, view.last_error) == (1, "")
 
 
 # ---------------------------------------------------------------- schedules

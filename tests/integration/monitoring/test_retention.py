@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from monitoring.models import (
+    AlertEvent,
     DatabaseSizeSnapshot,
     DataRetentionPolicy,
     OptimizeRun,
@@ -27,13 +28,16 @@ from monitoring.retention.preview import preview
 from monitoring.retention.run import RUN_EVERY, RetentionError, policies_run
 from monitoring.retention.tables import RETAINED, relation_of
 from monitoring.retention.target import TIMES
+from registry.db.crossing import crossing_tenants
 from security.models import Session
 from tests.factories import (
     AlertEventFactory,
     DataRetentionPolicyFactory,
+    MCPServerFactory,
     SessionFactory,
     UserFactory,
 )
+from tests.walls import logged_in_as_app
 
 pytestmark = pytest.mark.django_db
 
@@ -365,6 +369,22 @@ def test_a_policy_that_does_not_fit_tells_so_and_the_others_go_on():
     assert bad.last_error.startswith("Choose one of")
     assert odd.last_error == "user_id =: write a UUID."
     assert bad.next_run == AT  # the next tick tries again
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_without_rights_on_the_schema_carries_policies_out():
+    """As it is deployed: logged in as the application, across all tenants."""
+    sessions(8, 9, 3)
+    event = AlertEventFactory(occurred_at=AT - timedelta(days=9), alert__server=MCPServerFactory())
+    policy = policy_of_sessions()
+    DataRetentionPolicyFactory(
+        table_name="alert_events", date_column="occurred_at", retention_days=8
+    )
+    with logged_in_as_app(), crossing_tenants():
+        assert preview(policy, at=AT).rows == 2
+        assert run() == 3
+    assert len(kept()) == 1
+    assert not AlertEvent.objects.filter(pk=event.pk).exists()
 
 
 # ---------------------------------------------------------------- preview
