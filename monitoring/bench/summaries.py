@@ -141,7 +141,8 @@ def _bench(connection: psycopg.Connection, rows: int) -> None:
         connection.execute(statement)
     connection.execute(
         sql.SQL("SET ROLE {}").format(sql.Identifier(OPERATOR_ROLE))
-    )  # as the gateway reads
+    )  # as the gateway reads, and with its settings
+    connection.execute("SET jit = off")
     _reads(connection)
     connection.execute("RESET ROLE")
     for batch in (20_000, 500):

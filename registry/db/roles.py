@@ -27,6 +27,7 @@ LIMITS: dict[str, str] = {
     "statement_timeout": "30s",
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "30s",
+    "jit": "off",
 }
 # Tables without tenants that a tenant's request needs: it asks the worker for things, and its
 # summaries have to know how far back the rollups reach.
