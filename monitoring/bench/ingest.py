@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import multiprocessing
 import os
+import queue
 import secrets
 import signal
 import statistics
@@ -174,6 +175,8 @@ def _scratch_database() -> Iterator[str]:
     from django.db import connection
     from psycopg import sql
 
+    from registry.db.tenancy import OPERATOR_ROLE
+
     name = f"mcp_gateway_bench_{secrets.token_hex(4)}"
     usual = connection.settings_dict["NAME"]
     with connection._nodb_cursor() as cursor:
@@ -183,6 +186,9 @@ def _scratch_database() -> Iterator[str]:
         call_command("migrate", interactive=False, verbosity=0)
         with connection.cursor() as cursor:
             cursor.execute("CREATE TABLE request_logs_bare (LIKE request_logs INCLUDING DEFAULTS)")
+            # The writers work as the operator's role, as in the gateway.
+            grant = sql.SQL("GRANT INSERT ON request_logs_bare TO {}")
+            cursor.execute(grant.format(sql.Identifier(OPERATOR_ROLE)))
         connection.close()
         yield name
     finally:
@@ -204,7 +210,13 @@ def _run(name: str, *, rows: int, writers: int, batch: int) -> list[Turn]:
     ]
     for process in processes:
         process.start()
-    turns = [results.get(timeout=600) for _ in range(writers * ROUNDS * len(ARMS))]
+    turns: list[Turn] = []
+    while len(turns) < writers * ROUNDS * len(ARMS):
+        try:
+            turns.append(results.get(timeout=1))
+        except queue.Empty:
+            if any(process.exitcode for process in processes):
+                sys.exit("A writer failed; its reason is above.")
     for process in processes:
         process.join()
     return turns
