@@ -67,7 +67,7 @@ class Raised:
 
     done: int
     refused: tuple[Step, ...] = ()
-    walled: bool = True  # False: there are no roles, so every row is everybody's
+    walled: bool = True  # False: roles or memberships lack, so the walls were not touched
 
     @property
     def is_complete(self) -> bool:
@@ -81,10 +81,11 @@ def walls_raise(*, using: str = "default") -> Raised:
     """Make roles, grants and policies what they are declared to be, as the tables' owner.
 
     Safe to repeat, and when several do it at once. A table that is in use for longer than the
-    connection's lock_timeout is a database error like any other.
+    connection's lock_timeout is a database error like any other. No wall is raised before every
+    role and membership is there: an owner without the operator's rights would see no row.
     """
     done, refused = _make_roles(using)
-    if not _rows(using, "SELECT FROM pg_roles WHERE rolname = %s", [OPERATOR_ROLE]):
+    if any(not step.is_optional for step in refused):
         return Raised(done, refused, walled=False)
     for table in _tables(using):
         done += _retried(lambda name=table: _make_table(using, name))  # type: ignore[misc]
@@ -110,12 +111,15 @@ def roles_missing(*, using: str = "default") -> tuple[Step, ...]:
 
 
 def _make_roles(using: str) -> tuple[int, tuple[Step, ...]]:
-    """How many statements ran, and those that need somebody with more rights."""
+    """How many statements ran, and what is missing still: that needs somebody with more rights."""
     done: set[str] = set()
-    refused: dict[str, Step] = {}
+    refused: set[str] = set()
     for _ in range(ATTEMPTS):
-        for step in roles_missing(using=using):
-            if step.text() in done | refused.keys():
+        missing = roles_missing(using=using)
+        if all(step.text() in done | refused for step in missing):
+            break
+        for step in missing:
+            if step.text() in done | refused:
                 continue
             try:
                 _run(using, step)
@@ -123,10 +127,8 @@ def _make_roles(using: str) -> tuple[int, tuple[Step, ...]]:
             except DatabaseError as error:
                 if _lost_race(error):
                     break  # somebody else is at it: look again what is left
-                refused[step.text()] = step
-        else:
-            break
-    return len(done), tuple(refused.values())
+                refused.add(step.text())
+    return len(done), roles_missing(using=using)
 
 
 def _make_table(using: str, table: str) -> int:
@@ -222,6 +224,14 @@ SELECT role.rolname, member.rolname, bool_or(m.inherit_option)
  WHERE role.rolname = ANY(%s)
  GROUP BY 1, 2 HAVING bool_or(m.set_option)
 """
+# The asker's own rights, which may come by way of another role.
+_HELD = """
+SELECT role.rolname FROM pg_roles AS role
+ WHERE role.rolname = ANY(%s) AND pg_has_role(role.oid, 'USAGE')
+   AND pg_has_role(role.oid, CASE
+           WHEN current_setting('server_version_num')::integer < 160000
+           THEN 'MEMBER' ELSE 'SET' END)
+"""
 _LIMITS = """
 SELECT split_part(unnest(s.setconfig), '=', 1)
   FROM pg_db_role_setting AS s JOIN pg_roles AS r ON r.oid = s.setrole
@@ -238,6 +248,7 @@ def _read_cluster(using: str) -> _Cluster:
     )
     roles = {row[0]: _Role(*row[1:]) for row in _rows(using, _ROLES, [names])}
     members = _rows(using, _MEMBERS_16 if version >= 160_000 else _MEMBERS_15, [names])
+    members += [(role, owner, True) for (role,) in _rows(using, _HELD, [names])]
     statistics = OPERATOR_ROLE in roles and _rows(
         using, "SELECT pg_has_role(%s, 'pg_read_all_stats', 'USAGE')", [OPERATOR_ROLE]
     ) == [(True,)]
@@ -291,8 +302,11 @@ def _missing_memberships(cluster: _Cluster) -> Iterator[Step]:
     if not cluster.owner_is_super:
         wanted += [(OPERATOR_ROLE, cluster.owner, True), (APP_ROLE, cluster.owner, True)]
     for role, member, inherits in wanted:
-        if cluster.members.get((role, member)) != inherits:
+        held = cluster.members.get((role, member))
+        if held is None or (held != inherits and cluster.version >= 160_000):
             yield _membership(role, member, inherits=inherits, version=cluster.version)
+        elif inherits and not held:  # a member already: there the role itself inherits or not
+            yield _step("ALTER ROLE {member} INHERIT", member=sql.Identifier(member))
 
 
 def _membership(role: str, member: str, *, inherits: bool, version: int) -> Step:

@@ -44,11 +44,11 @@ class Command(BaseCommand):
 
         applied = schema_create(told=told)
         raised = walls_create()
+        self._warn(raised)  # first: what follows may fail for the very reason
         # As the owner: the application's role may have no password yet.
         with nullcontext() if connection.in_atomic_block else owners_connection():
             made = defaults_ensure(actor=Actor(service_name="cli"))
             partitions = partitions_prepare(at=now())
-        self._warn(raised)
         if verbosity:
             self.stdout.write(f"Schema: {applied} migration(s) applied.")
             self.stdout.write(f"Walls: {raised.done} change(s) to roles, grants and policies.")
@@ -68,8 +68,8 @@ class Command(BaseCommand):
     def _warn(self, raised: Raised) -> None:
         if not raised.walled:
             self.stderr.write(
-                "Tenants are not walled in the database: its roles are missing, and this user may "
-                "not make them."
+                "The walls between tenants were not raised: roles or memberships are missing that "
+                "this user may not make."
             )
         if raised.refused:
             self.stderr.write("Have a superuser run this, then init_db again:")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import DatabaseError, connection, connections
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory
 
 from gateway.middleware import TransactionMiddleware
+from gateway.schema import owners_connection
 from monitoring.tasks import tables_analyze
 from registry import services
 from registry.db import crossing, roles
@@ -242,7 +243,68 @@ def test_an_owner_without_rights_is_told_the_sql(
 
 
 def _refused() -> list[str]:
-    from gateway.schema import owners_connection
-
     with owners_connection():
         return [step.text() for step in roles._make_roles("default")[1]]
+
+
+@pytest.fixture
+def bare_owner(settings: Any) -> Iterator[str]:
+    """Owns a table without its wall, but was never made a member of the operator's role."""
+    [(owner,)] = _run("SELECT tableowner FROM pg_tables WHERE tablename = 'tenants'")
+    _run("CREATE ROLE bare_owner LOGIN")
+    _run("GRANT SELECT ON django_migrations TO bare_owner")
+    _run("GRANT USAGE, CREATE ON SCHEMA public TO bare_owner")
+    _run("ALTER TABLE tenants DISABLE ROW LEVEL SECURITY")
+    _run("ALTER TABLE tenants OWNER TO bare_owner")
+    settings.DATABASE_MAINTENANCE = {"USER": "bare_owner"}
+    yield "bare_owner"
+    _run("REASSIGN OWNED BY bare_owner TO CURRENT_USER")
+    _run(f'ALTER TABLE tenants OWNER TO "{owner}"')
+    _run("DROP OWNED BY bare_owner")
+    _run("DROP ROLE bare_owner")
+    roles.walls_raise()
+
+
+def _run(query: str) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchall() if cursor.description else []
+
+
+def test_an_owner_is_not_walled_out_of_its_own_tables(bare_owner: str) -> None:
+    TenantFactory()
+    with owners_connection():
+        raised = roles.walls_raise()
+        assert not raised.walled
+        assert Tenant.objects.exists()
+    assert f'GRANT "{OPERATOR_ROLE}" TO "{bare_owner}"' in raised.refused[0].text()
+
+
+@pytest.mark.usefixtures("bare_owner")
+def test_what_a_dba_has_to_do_is_told_before_anything_can_fail(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(DatabaseError, match="permission denied"):
+        call_command("init_db")
+    told = capsys.readouterr().err
+    assert "walls between tenants were not raised" in told
+    assert f'GRANT "{OPERATOR_ROLE}" TO "bare_owner"' in told
+
+
+def test_rights_by_way_of_another_role_are_enough(bare_owner: str) -> None:
+    _run("CREATE ROLE bare_team")
+    try:
+        _run(f"GRANT {OPERATOR_ROLE}, {APP_ROLE} TO bare_team")
+        _run(f"GRANT bare_team TO {bare_owner}")
+        with owners_connection():
+            assert not [step for step in roles.roles_missing() if not step.is_optional]
+    finally:
+        _run("DROP ROLE bare_team")
+
+
+def test_an_owner_that_inherits_nothing_is_made_to_before_postgresql_16() -> None:
+    member = {(role, "owner"): False for role in (OPERATOR_ROLE, APP_ROLE)}
+    old = roles._Cluster(owner="owner", owner_is_super=False, version=150_000, members=member)
+    steps = {step.text() for step in roles._missing_memberships(old)}
+    assert 'ALTER ROLE "owner" INHERIT;' in steps
+    assert not [text for text in steps if 'TO "owner"' in text]
