@@ -13,6 +13,7 @@ from monitoring.averages import moving_average
 from monitoring.models import DataRetentionPolicy
 from registry.db.partitions import (
     Dropped,
+    PartitionsError,
     partition_size,
     partitioned_tables,
     partitions_drop,
@@ -43,8 +44,9 @@ def partitions_retire(*, at: datetime, stop: Stop = never) -> int:
     """Drop the partitions that are older than their table's policy; how many.
 
     A policy with conditions asks for some of the rows, which no partition can answer.
+    PartitionsError, once every table has had its turn.
     """
-    dropped = 0
+    dropped, failures = 0, list[str]()
     for table, policy in _policies().items():
         if stop():
             break
@@ -52,6 +54,10 @@ def partitions_retire(*, at: datetime, stop: Stop = never) -> int:
         gone = partitions_drop(at=at, keep={table: _age(policy)})[table]
         _note(policy, gone, at=at, milliseconds=(time.monotonic() - began) * 1000)
         dropped += gone.partitions
+        if gone.error:
+            failures.append(str(gone.error))
+    if failures:
+        raise PartitionsError(" ".join(failures))
     return dropped
 
 
@@ -98,7 +104,7 @@ def _note(policy: DataRetentionPolicy, gone: Dropped, *, at: datetime, milliseco
         total_deleted=F("total_deleted") + gone.rows,
         last_deleted_count=gone.rows,
         avg_execution_time_ms=moving_average("avg_execution_time_ms", milliseconds),
-        last_error="",
+        last_error=str(gone.error or ""),
         updated_at=at,
     )
     if gone.partitions:

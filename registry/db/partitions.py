@@ -6,10 +6,11 @@ that was killed at any step is completed by the next one. Times are UTC, spans h
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
@@ -20,7 +21,7 @@ from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psqlextra.models import PostgresPartitionedModel
 from psqlextra.types import PostgresPartitioningMethod
-from psycopg import sql
+from psycopg import errors, sql
 
 from registry.db.direct import (
     BRIEF_LOCK_MS,
@@ -52,6 +53,8 @@ __all__ = [
     "read_partitions",
     "statement",
 ]
+
+logger = logging.getLogger(__name__)
 
 AHEAD = timedelta(days=7)  # so long may every worker be down before rows have nowhere to go
 BEHIND = timedelta(days=2)  # rows that arrive late, before there are older partitions
@@ -202,7 +205,7 @@ def _loose(table: str, name: str, remark: str) -> Partition | None:
         span = Span(datetime.fromisoformat(since), datetime.fromisoformat(until))
     except ValueError:
         return None
-    if name != partition_name(table, span):
+    if name not in {partition_name(table, span), _longer_name(table, span)}:
         return None
     return Partition(name=name, span=span, place=Place.LOOSE)
 
@@ -220,7 +223,12 @@ def partition_name(table: str, span: Span) -> str:
     """request_logs_20261123; partitions never overlap, so none starts when another does."""
     since = span.since.astimezone(UTC)
     is_midnight = (since.hour, since.minute, since.second, since.microsecond) == (0, 0, 0, 0)
-    return f"{table}_{since:%Y%m%d}" if is_midnight else f"{table}_{since:%Y%m%dt%H%M%S%f}"
+    return f"{table}_{since:%Y%m%d}" if is_midnight else _longer_name(table, span)
+
+
+def _longer_name(table: str, span: Span) -> str:
+    """For other times, and where something else has the day's name: a day that was kept apart."""
+    return f"{table}_{span.since.astimezone(UTC):%Y%m%dt%H%M%S%f}"
 
 
 # --------------------------------------------------------------------------- what is to be done
@@ -256,7 +264,8 @@ def plan_missing(
 
     Loose tables of that time are attached again, the rest is created along a grid of `size` from
     1970 on. Partitions of another size stay as they are; new ones fill what they leave open.
-    Nothing is made that `keep` would remove, unless `back_to` asks for it.
+    Nothing is made that `keep` would remove, unless `back_to` asks for it. What rows of now and
+    later need comes first: the rest may have to wait for others, or fail.
     """
     kept = [partition for partition in partitions if not _is_expired(partition, at, keep)]
     steps = list(_attaching(kept, table))
@@ -267,10 +276,15 @@ def plan_missing(
     since = _oldest(kept, at=at, keep=keep, back_to=back_to)
     window = Span(_floor(since, size), _floor(at + ahead, size) + size)
     oldest = at - keep if keep is not None and back_to is None else FIRST
-    wanted = [span for span in _cut(_gaps(window, taken), size) if span.until > oldest]
+    made = [
+        _step(Verb.CREATE, table, partition_name(table, span), span)
+        for span in _cut(_gaps(window, taken), size)
+        if span.until > oldest
+    ]
     return [
+        *(step for step in made if step.span.until > at),
         *steps,
-        *(_step(Verb.CREATE, table, partition_name(table, span), span) for span in wanted),
+        *(step for step in made if step.span.until <= at),
     ]
 
 
@@ -380,6 +394,7 @@ class Dropped:
 
     partitions: int = 0
     rows: int = 0
+    error: PartitionsError | None = None  # what kept others from being removed
 
 
 def partitions_make(
@@ -391,9 +406,10 @@ def partitions_make(
 ) -> int:
     """Make the partitions that are missing around `at`, and back to a time if one is given.
 
-    Returns how many. Blocks no read and no write. PartitionsBusy after all attempts.
+    Returns how many. Blocks no read and no write. PartitionsBusy after all attempts; like every
+    PartitionsError only when all has been made that could be.
     """
-    made = 0
+    made, failures = 0, list[PartitionsError]()
     with _session() as connection:
         for table in tables if tables is not None else partitioned_tables():
             plan = partial(
@@ -404,23 +420,28 @@ def partitions_make(
                 keep=(keep or {}).get(table),
                 back_to=back_to,
             )
-            verbs = [step.verb for step, _ in _carry_out(connection, table, plan)]
-            made += len(verbs) - verbs.count(Verb.FINALIZE)
+            done = _carry_out(connection, table, plan, failures)
+            made += sum(step.verb is not Verb.FINALIZE for step, _ in done)
+    if failures:
+        raise _in_one(failures)
     return made
 
 
 def partitions_drop(*, at: datetime, keep: Mapping[str, timedelta]) -> dict[str, Dropped]:
     """Remove, of the tables named in `keep`, the partitions that are older; what was removed.
 
-    Blocks no read and no write: it waits for those that still read the partition.
+    Blocks no read and no write: it waits for those that still read the partition. What fails for
+    a table is in its result, and keeps no other one from its turn.
     """
     dropped: dict[str, Dropped] = {}
     with _session() as connection:
         for table, age in keep.items():
             plan = partial(plan_expired, table=table, at=at, keep=age)
-            done = _carry_out(connection, table, plan)
+            failures = list[PartitionsError]()
+            done = _carry_out(connection, table, plan, failures)
             rows = [removed for step, removed in done if step.verb is Verb.DROP]
-            dropped[table] = Dropped(partitions=len(rows), rows=sum(rows))
+            error = _in_one(failures) if failures else None
+            dropped[table] = Dropped(partitions=len(rows), rows=sum(rows), error=error)
     return dropped
 
 
@@ -428,32 +449,63 @@ def _carry_out(
     connection: BaseDatabaseWrapper,
     table: str,
     plan: Callable[[Sequence[Partition]], list[Step]],
+    failures: list[PartitionsError],
 ) -> Iterator[tuple[Step, int]]:
-    """Run what is to be done; each step with the rows that it removed.
+    """Run what is to be done; each step with the rows that it removed, and adds to `failures`.
 
     Each attempt plans anew from the catalogue: a detach that was cut off has to be finalized, not
-    repeated.
+    repeated. Raises only what ends the connection.
     """
+    refused: dict[str, str] = {}
     for seconds in (*BACK_OFF_SECONDS, None):
         try:
-            for step in plan(read_partitions(connection, table)):
-                yield step, _execute(connection, step)
+            yield from _attempt(connection, plan(read_partitions(connection, table)), refused)
+        except PartitionsError as error:
+            failures.append(error)
         except Error as error:
             if not is_about_locks(error):
                 raise
-            if seconds is None:
-                raise PartitionsBusy(_in_the_way(table, error)) from error
-            time.sleep(seconds)
+            if seconds is not None:
+                time.sleep(seconds)
+                continue
+            failures.append(PartitionsBusy(_in_the_way(table, error)))
+        break
+    failures.extend(PartitionsError(f"{name}: {why}.") for name, why in refused.items())
+
+
+def _attempt(
+    connection: BaseDatabaseWrapper, steps: Iterable[Step], refused: dict[str, str]
+) -> Iterator[tuple[Step, int]]:
+    """Run the steps, but none of a partition of which one was refused; those are added."""
+    for step in steps:
+        if step.name in refused:
+            continue
+        try:
+            rows = _execute(connection, step)
+        except Error as error:
+            if is_about_locks(error) or not connection.is_usable():
+                raise
+            refused[step.name] = f"PostgreSQL refused to {step.verb.value} it ({_first(error)})"
+            logger.warning("partition %s: %s", step.name, refused[step.name])
         else:
-            return
+            yield step, rows
+
+
+def _first(error: Error) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def _in_the_way(table: str, error: Error) -> str:
-    reason = str(error).strip().splitlines()[0].rstrip(".")
     return (
-        f"{table} is in use ({reason}). The next run goes on from here; if it keeps failing, end "
-        "the oldest transactions in pg_stat_activity."
+        f"{table} is in use ({_first(error)}). The next run goes on from here; if it keeps failing,"
+        " end the oldest transactions in pg_stat_activity."
     )
+
+
+def _in_one(failures: Sequence[PartitionsError]) -> PartitionsError:
+    if len(failures) == 1:
+        return failures[0]
+    return PartitionsError(" ".join(str(failure) for failure in failures))
 
 
 def _execute(connection: BaseDatabaseWrapper, step: Step) -> int:
@@ -464,7 +516,15 @@ def _execute(connection: BaseDatabaseWrapper, step: Step) -> int:
         if step.verb is Verb.DROP:  # detached: nobody waits for the count
             cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(step.name)))
             rows = int(cursor.fetchone()[0])
-        cursor.execute(statement(step))
+        try:
+            cursor.execute(statement(step))
+        except Error as error:
+            longer = replace(step, name=_longer_name(step.table, step.span))
+            is_taken = isinstance(error.__cause__, errors.DuplicateTable)
+            if not is_taken or step.verb is not Verb.CREATE or longer.name == step.name:
+                raise
+            logger.warning("%s is something else: the day's rows go to %s", step.name, longer.name)
+            cursor.execute(statement(longer))
     return rows
 
 

@@ -15,7 +15,7 @@ from psycopg import sql
 from monitoring import tasks
 from monitoring.models import AuditLog, DataRetentionPolicy, RequestLog
 from monitoring.retention.partitions import partitions_expired, partitions_missing
-from registry.db.partitions import partitioned_tables, read_partitions
+from registry.db.partitions import PartitionsError, partitioned_tables, read_partitions
 from tests.factories import DataRetentionPolicyFactory, RequestLogFactory
 
 # Partitions are made and dropped on a connection of their own.
@@ -112,6 +112,22 @@ def test_a_policy_of_more_days_than_time_has_keeps_everything() -> None:
     DataRetentionPolicyFactory(retention_days=2_147_483_647)
     assert tasks.partitions_remove(at=now()) == 0
     assert tasks.partitions_create(at=now()) == 0
+
+
+def test_a_log_that_cannot_be_served_keeps_no_other_one_waiting() -> None:
+    stuck = DataRetentionPolicyFactory(table_name="audit_logs", retention_days=1)
+    DataRetentionPolicyFactory(retention_days=1)
+    later, oldest = now() + DAY, bounds()[0]
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE audit_logs_rest PARTITION OF audit_logs DEFAULT")
+        try:
+            with pytest.raises(PartitionsError, match="DETACH PARTITION audit_logs_rest"):
+                tasks.partitions_remove(at=later)
+        finally:
+            cursor.execute("DROP TABLE audit_logs_rest")
+    assert bounds()[0] > oldest
+    stuck.refresh_from_db()
+    assert "DEFAULT partition" in stuck.last_error
 
 
 def test_nothing_is_made_that_retention_takes_away_again() -> None:

@@ -70,7 +70,7 @@ def table(run: Run) -> Iterator[None]:
     loose = run(
         "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ %s", "^partition_trial_"
     )
-    for name in (TABLE, *(name for (name,) in loose)):
+    for name in (TABLE, "partition_trial_b", *(name for (name,) in loose)):
         run(f'DROP TABLE IF EXISTS "{name}"')
 
 
@@ -234,7 +234,55 @@ def test_a_lock_that_goes_is_waited_for(monkeypatch: Any, session: Any) -> None:
     assert make() == len(DAYS)
 
 
+@pytest.mark.parametrize("day", [DAYS[0], DAYS[5]])
+def test_a_day_that_was_kept_apart_under_its_name_is_in_nobodys_way(run: Run, day: Any) -> None:
+    run(f"CREATE TABLE {name_of(day)} (kept integer)")
+    assert make() == len(DAYS)
+    a_row_a_day(run)
+    assert run("SELECT count(*) FROM partition_trial") == [(len(DAYS),)]
+    assert make() == 0
+    run(f"ALTER TABLE partition_trial DETACH PARTITION {name_of(day)}t000000000000")
+    assert make() == 1, "what has the longer name is known again"
+
+
+def test_one_partition_that_cannot_be_made_keeps_no_other_one(run: Run) -> None:
+    for name in (name_of(DAYS[3]), f"{name_of(DAYS[3])}t000000000000"):
+        run(f"CREATE TABLE {name} (kept integer)")
+    run("CREATE TABLE partition_trial_b (at timestamptz) PARTITION BY RANGE (at)")
+    with pytest.raises(PartitionsError, match=rf"{name_of(DAYS[3])}: .* already exists"):
+        partitions_make(at=AT, tables=[TABLE, "partition_trial_b"])
+    assert there() == [name_of(day) for day in DAYS if day != DAYS[3]]
+    assert len(read_partitions(connection, "partition_trial_b")) == len(DAYS)
+
+
 # --------------------------------------------------------------------------- dropping
+
+
+def test_what_cannot_be_dropped_keeps_nothing_else(run: Run) -> None:
+    make()
+    run("CREATE TABLE partition_trial_rest PARTITION OF partition_trial DEFAULT")
+    run("CREATE TABLE partition_trial_b (at timestamptz) PARTITION BY RANGE (at)")
+    partitions_make(at=AT, tables=["partition_trial_b"])
+    gone = partitions_drop(at=AT, keep={TABLE: DAY, "partition_trial_b": DAY})
+    assert "DEFAULT partition" in str(gone[TABLE].error)
+    assert gone["partition_trial_b"] == Dropped(partitions=1)
+
+
+def test_a_partition_that_cannot_be_detached_is_not_dropped_and_others_are(run: Run) -> None:
+    make()
+    a_row_a_day(run)
+    run(
+        "CREATE TABLE partition_user (id integer, at timestamptz,"
+        " FOREIGN KEY (id, at) REFERENCES partition_trial)"
+    )
+    try:
+        run("INSERT INTO partition_user SELECT id, at FROM partition_trial WHERE id = 1")
+        gone = drop(at=AT + DAY)
+        assert gone.partitions == 1
+        assert "refused to detach" in str(gone.error)
+        assert there() == [name_of(day) for day in DAYS if day != DAYS[1]]
+    finally:
+        run("DROP TABLE partition_user")
 
 
 def test_only_partitions_that_are_old_as_a_whole_are_dropped(run: Run) -> None:
