@@ -33,6 +33,7 @@ from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
 from registry.audit import Actor, audit_write
 from registry.db.encryption import DecryptionError
+from registry.db.partitions import NOWHERE, is_about_partitions
 
 __all__ = [
     "NOTHING",
@@ -301,9 +302,12 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:
             return cast("HttpResponse", self._save_or_show(request, *args, **kwargs))
-        except IntegrityError:
+        except IntegrityError as error:
             text = (
-                "Somebody changed this at the same moment. Nothing was saved: look and try again."
+                NOWHERE
+                if is_about_partitions(error)
+                else "Somebody changed this at the same moment. Nothing was saved: look and try "
+                "again."
             )
         except DataError:
             text = "PostgreSQL cannot store one of the values. Nothing was saved: check the text."

@@ -27,6 +27,12 @@ def run(step: Step) -> None:
         cursor.execute(statement(step))
 
 
+def no_partitions(table: str) -> None:
+    """As if every worker had been down for longer than partitions are made ahead."""
+    for partition in read_partitions(connection, table):
+        run(Step(verb=Verb.DROP, table=table, name=partition.name, span=partition.span))
+
+
 def one_old_partition(*, days: int) -> None:
     """In each log one wide partition, from so many days ago to the oldest that there is."""
     for table in partitioned_tables():

@@ -23,7 +23,9 @@ from rest_framework.response import Response
 from rest_framework.serializers import as_serializer_error
 from rest_framework.views import exception_handler
 
-__all__ = ["Busy", "Conflict", "TooLarge", "handle"]
+from registry.db.partitions import NOWHERE, is_about_partitions
+
+__all__ = ["Busy", "Conflict", "Nowhere", "TooLarge", "handle"]
 
 
 class Conflict(rest.APIException):
@@ -54,6 +56,14 @@ class Busy(rest.APIException):
     wait = 5  # seconds; becomes Retry-After
 
 
+class Nowhere(Busy):
+    """A log has no partition for the row, because no worker has made one for AHEAD."""
+
+    default_code = "partitions_missing"
+    default_detail = NOWHERE
+    wait = 60
+
+
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     """The answer to an exception of a view; None lets the server's own 500 happen."""
     if isinstance(error, DatabaseError) and connection.in_atomic_block:
@@ -77,7 +87,7 @@ def _translate(error: Exception) -> Exception:
         case django.ObjectDoesNotExist():
             return rest.NotFound()
         case IntegrityError():
-            return Conflict()
+            return Nowhere() if is_about_partitions(error) else Conflict()
         case DataError():
             return rest.ValidationError(
                 {"detail": "A value is outside of what its column can hold. Check the numbers."}

@@ -17,7 +17,7 @@ from functools import partial
 
 from django.apps import apps
 from django.conf import settings
-from django.db import Error
+from django.db import Error, IntegrityError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psqlextra.models import PostgresPartitionedModel
 from psqlextra.types import PostgresPartitioningMethod
@@ -33,6 +33,7 @@ from registry.db.direct import (
 __all__ = [
     "AHEAD",
     "BEHIND",
+    "NOWHERE",
     "Dropped",
     "Partition",
     "PartitionedModel",
@@ -43,6 +44,7 @@ __all__ = [
     "Span",
     "Step",
     "Verb",
+    "is_about_partitions",
     "partition_name",
     "partition_size",
     "partitioned_tables",
@@ -56,7 +58,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-AHEAD = timedelta(days=7)  # so long may every worker be down before rows have nowhere to go
+AHEAD = timedelta(days=14)  # so long may every worker be down before rows have nowhere to go
 BEHIND = timedelta(days=2)  # rows that arrive late, before there are older partitions
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -68,6 +70,20 @@ PATIENT_LOCK_MS = 30_000
 BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 4.0)  # after the 1st, 2nd, … attempt
 WAIT_SECONDS = 120.0  # for another run
 POLL_SECONDS = 0.2
+
+
+# For the pages and the API: what was asked is undone, since a change without its row in the audit
+# log is none.
+NOWHERE = (
+    "The logs have no partition for now, so nothing can be recorded and nothing was saved: start "
+    "a worker, or run: manage.py run_maintenance --task partitions_create"
+)
+
+
+def is_about_partitions(error: IntegrityError) -> bool:
+    """Whether a row found no partition: PostgreSQL calls that a violated check without a name."""
+    cause = error.__cause__
+    return isinstance(cause, errors.CheckViolation) and cause.diag.constraint_name is None
 
 
 class PartitionsError(Exception):

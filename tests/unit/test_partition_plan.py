@@ -129,8 +129,8 @@ def test_partitions_reach_back_when_asked_whatever_is_kept(at, size, days) -> No
 def test_new_partitions_lie_on_the_grid_and_are_named_by_their_day() -> None:
     at = datetime(2026, 11, 23, 13, 5, tzinfo=UTC)
     steps = plan_missing([], table=TABLE, at=at, size=DAY)
-    days = [*range(23, 31), 21, 22]  # what is needed from now on comes first
-    assert [step.name for step in steps] == [f"logs_202611{day}" for day in days]
+    days = [*range(15), -2, -1]  # what is needed from now on comes first
+    assert [step.name for step in steps] == [f"logs_{at + day * DAY:%Y%m%d}" for day in days]
     assert steps[0].span == Span(
         datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
     )

@@ -22,6 +22,7 @@ from tests.factories import (
     TenantFactory,
     UserFactory,
 )
+from tests.partitions import no_partitions
 
 pytestmark = pytest.mark.django_db
 
@@ -321,6 +322,16 @@ def test_who_may_only_look_sees_no_sensitive_value(client):
     plain = SystemConfigFactory(value="in the open")
     assert SECRET not in client.get(change_page(hidden)).content.decode()
     assert "in the open" in client.get(change_page(plain)).content.decode()
+
+
+def test_a_log_without_a_partition_is_told_and_nothing_is_saved(admin_client):
+    config = SystemConfigFactory(value="old")
+    no_partitions("audit_logs")
+    form = {"key": config.key, "value": '"new"', "is_runtime_configurable": "on"}
+    page = admin_client.post(change_page(config), form, follow=True).content.decode()
+    assert "run_maintenance --task partitions_create" in page
+    config.refresh_from_db()
+    assert config.value == "old"
 
 
 def test_a_fixed_setting_keeps_its_value_and_its_secrecy(admin_client):

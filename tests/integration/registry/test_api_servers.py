@@ -11,6 +11,7 @@ from registry.api.serializers import ServerToolSerializer
 from registry.models import MCPServer, ServerTool
 from tests.api import client_of
 from tests.factories import MCPServerFactory, ServerToolFactory, TenantFactory
+from tests.partitions import no_partitions
 
 pytestmark = pytest.mark.django_db
 
@@ -40,6 +41,14 @@ def test_a_server_is_registered_for_the_callers_tenant(client):
     [entry] = AuditLog.objects.filter(action="server.register")
     assert entry.resource_id == body["id"]
     assert str(entry.request_id) == answer["X-Request-ID"]
+
+
+def test_a_log_without_a_partition_is_a_503_that_says_what_to_run(client):
+    no_partitions("audit_logs")
+    answer = client.post(SERVERS, NEW, format="json")
+    assert (answer.status_code, answer["Retry-After"]) == (503, "60"), answer.content
+    assert "run_maintenance --task partitions_create" in answer.json()["detail"]
+    assert not MCPServer.objects.exists()
 
 
 def test_operators_share_servers_with_all_tenants(client):

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 TABLE = "partition_trial"
 DAY = timedelta(days=1)
 AT = datetime(2026, 3, 10, 13, 5, tzinfo=UTC)
-DAYS = [datetime(2026, 3, day, tzinfo=UTC) for day in range(8, 18)]  # two behind, seven ahead
+DAYS = [datetime(2026, 3, day, tzinfo=UTC) for day in range(8, 25)]  # two behind, fourteen ahead
 
 Run = Callable[..., list[tuple[Any, ...]]]
 
