@@ -137,7 +137,8 @@ def _partitions_for(
     found = read_partitions(connection, table)
     steps = plan_missing(found, table=table, at=at, size=size, back_to=fine_since)
     yield from steps
-    first, last = steps[0].span.since, steps[-1].span.until
+    first = min(step.span.since for step in steps)
+    last = max(step.span.until for step in steps)
     if oldest is not None and oldest < first:
         yield _wide(table, Span(oldest, first))
     if newest is not None and newest >= last:
