@@ -29,6 +29,7 @@ from registry.db.direct import (
     is_about_locks,
     set_lock_timeout,
 )
+from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE, READER_ROLE
 
 __all__ = [
     "AHEAD",
@@ -377,9 +378,21 @@ def _cut(spans: Iterable[Span], size: timedelta) -> Iterator[Span]:
 # One text is one transaction. The new table is empty and nobody else knows it, so attaching it
 # needs no proof by a CHECK: SHARE UPDATE EXCLUSIVE on the parent is all that others can notice.
 # LIKE makes the indexes, which ATTACH joins to the parent's: nothing is built twice.
+# The parent's wall does not stand before its partitions, so default privileges are taken back.
 _CREATE = """
 CREATE TABLE {name} (LIKE {table} INCLUDING ALL);
 COMMENT ON TABLE {name} IS {remark};
+REVOKE ALL ON {name} FROM PUBLIC;
+DO $$
+DECLARE
+    role name;
+BEGIN
+    FOR role IN SELECT rolname FROM pg_roles
+                 WHERE rolname = ANY (ARRAY[{roles}]) AND rolname <> current_user
+    LOOP
+        EXECUTE format('REVOKE ALL ON %I FROM %I', {name_text}, role);
+    END LOOP;
+END $$;
 ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({since}) TO ({until});
 """
 _STATEMENTS = {
@@ -397,6 +410,8 @@ def statement(step: Step) -> sql.Composed:
     """The SQL of a step. It takes no parameters: DDL has none."""
     return sql.SQL(_STATEMENTS[step.verb]).format(
         name=sql.Identifier(step.name),
+        name_text=sql.Literal(step.name),
+        roles=sql.SQL(", ").join(map(sql.Literal, (APP_ROLE, OPERATOR_ROLE, READER_ROLE))),
         table=sql.Identifier(step.table),
         remark=sql.Literal(_remark(step.table, step.span)),
         since=sql.Literal(step.span.since.isoformat()),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, LiteralString
 
 import pytest
 from django.apps import apps
 from django.db import connection
+from django.utils.timezone import now
 from psycopg import sql
 
 from registry.db import roles
+from registry.db.partitions import partitions_make, read_partitions
 from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE, READER_ROLE
 from registry.db.walls import walls
 
@@ -66,6 +69,27 @@ def test_the_application_is_given_walled_tables_and_few_others() -> None:
     )
     walled = {wall.table for wall in walls()}
     assert {row[0] for row in found} == walled | roles.WITHOUT_TENANT.keys()
+
+
+GRANTED_PARTITIONS = """
+SELECT c.relname FROM pg_class AS c CROSS JOIN aclexplode(c.relacl) AS acl
+ WHERE c.relispartition AND c.relkind = 'r' AND acl.grantee <> c.relowner
+"""
+
+
+def test_a_partition_is_reached_through_its_parent_only() -> None:
+    """It has no wall of its own, so what a DBA grants by default is taken back."""
+    assert rows(GRANTED_PARTITIONS) == []
+    granted = f"ON TABLES {{}} PUBLIC, {APP_ROLE}, {OPERATOR_ROLE}, {READER_ROLE}"
+    rows("ALTER DEFAULT PRIVILEGES GRANT SELECT " + granted.format("TO"))
+    try:
+        later = now() + timedelta(days=1)
+        assert partitions_make(at=later, tables=["audit_logs"]) == 1
+        assert rows(GRANTED_PARTITIONS) == []
+    finally:
+        rows("ALTER DEFAULT PRIVILEGES REVOKE SELECT " + granted.format("FROM"))
+        newest = read_partitions(connection, "audit_logs")[-1]
+        rows(f'DROP TABLE "{newest.name}"')
 
 
 def test_the_application_does_not_have_the_operators_rights_by_itself() -> None:
