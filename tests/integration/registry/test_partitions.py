@@ -113,6 +113,7 @@ def name_of(day: datetime) -> str:
 def a_row_a_day(run: Run) -> None:
     for number, day in enumerate(DAYS, start=1):
         run("INSERT INTO partition_trial (id, at) VALUES (%s, %s)", number, day + DAY / 2)
+    run("ANALYZE partition_trial")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -256,6 +257,13 @@ def test_one_partition_that_cannot_be_made_keeps_no_other_one(run: Run) -> None:
 
 
 # --------------------------------------------------------------------------- dropping
+
+
+def test_rows_that_go_are_not_read_to_count_them(run: Run) -> None:
+    make()
+    a_row_a_day(run)
+    run("UPDATE pg_class SET reltuples = 4711 WHERE oid = %s::regclass", name_of(DAYS[0]))
+    assert drop() == Dropped(partitions=1, rows=4711)
 
 
 def test_what_cannot_be_dropped_keeps_nothing_else(run: Run) -> None:
