@@ -33,6 +33,7 @@ __all__ = ["LogWriter", "Status", "default_folder"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 FLUSH_SECONDS = 0.5
 BATCH_ROWS = 20_000
@@ -49,6 +50,7 @@ AUDIT = "audit"  # nothing: the journal of audit rows
 HELD = "held"  # the minute's end
 AWAY = "away"  # PostgreSQL's return
 LATER = "later"  # somebody makes a partition, a table or a grant
+RELIEF = "relief"  # nothing: what was too much for memory beside one slow write
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,13 @@ class LogWriter:
         self._gauges = gauges
         self._denials = Denials(put=self.journal, hold=self._hold)
         self._sums = ServerSums()
-        self._waiting: deque[Row] = deque()
+        self._waiting: deque[RequestRow | MetricRow] = deque()
+        self._audits: deque[AuditRow] = deque()  # those no file took: never dropped
         self._batches: deque[Batch] = deque()  # made into lines, not yet written
         self._files = ThreadPoolExecutor(1, "spool")  # one thread: file work keeps its order
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._relief: asyncio.Task[None] | None = None
         self._stopping = False
         self._pause = FLUSH_SECONDS
         self._away_until = 0.0
@@ -111,7 +115,9 @@ class LogWriter:
         """Reads the spool folder: for a page or a scrape, not for each call."""
         return Status(
             written=self.written,
-            waiting=len(self._waiting) + sum(len(batch.lines) for batch in self._batches),
+            waiting=len(self._audits)
+            + len(self._waiting)
+            + sum(len(batch.lines) for batch in self._batches),
             dropped=self.dropped,
             refused=self.refused,
             spooled_bytes=self._spool.bytes(),
@@ -128,6 +134,9 @@ class LogWriter:
         self._waiting.append(row)
         if len(self._waiting) == BATCH_ROWS:
             self._wake.set()
+        elif len(self._waiting) >= MAX_WAITING // 2 and self._task and self._relief is None:
+            # The round is held up by one write, or it would have taken these rows long ago.
+            self._relief = asyncio.create_task(self._relieve(), name="log-writer-relief")
 
     def journal(self, row: AuditRow) -> None:
         """Take an audit row: it outlives this process from here on."""
@@ -152,7 +161,7 @@ class LogWriter:
                 error,
             )
             if purpose == AUDIT:  # a held row is in memory anyway, and comes again
-                self._waiting.append(row)
+                self._audits.append(row)
 
     # ------------------------------------------------------------ life
 
@@ -177,6 +186,8 @@ class LogWriter:
         await asyncio.wait({self._task}, timeout=STOP_SECONDS)
         # Rows first: a try that is called off may take longer than who stops us has patience.
         self._task.cancel()
+        if self._relief is not None:
+            await asyncio.wait({self._relief})  # file work that has an end
         await self._make_lines()
         await self._keep_batches()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -227,16 +238,21 @@ class LogWriter:
             self._pause, self._away_until = FLUSH_SECONDS, 0.0
 
     async def _make_lines(self) -> None:
-        """What waits becomes batches of lines, in slices: calls go on in between."""
+        """What waits becomes batches of lines."""
+        await self._drain(self._audits, into=self._batches)
+        await self._drain(self._waiting, into=self._batches)
+
+    async def _drain(self, rows: deque[AnyRow], *, into: deque[Batch]) -> None:
+        """In slices: calls go on in between, and leave rows that this does not wait for."""
         filling: dict[Table, Batch] = {}
-        waiting = len(self._waiting)
+        waiting = len(rows)
         while waiting > 0:
-            for _ in range(min(SLICE_ROWS, len(self._waiting))):
-                self._make_line(self._waiting.popleft(), filling)
+            for _ in range(min(SLICE_ROWS, len(rows))):
+                self._make_line(rows.popleft(), filling, into)
             waiting -= SLICE_ROWS
             await asyncio.sleep(0)
 
-    def _make_line(self, row: Row, filling: dict[Table, Batch]) -> None:
+    def _make_line(self, row: Row, filling: dict[Table, Batch], into: deque[Batch]) -> None:
         try:
             line = row.line()
         except Exception:
@@ -248,7 +264,7 @@ class LogWriter:
         batch = filling.get(row.table)
         if batch is None or len(batch.lines) >= BATCH_ROWS:
             batch = filling[row.table] = Batch.of(row.table, [])
-            self._batches.append(batch)
+            into.append(batch)
         batch.lines.append(line)
 
     async def _write_all(self, *, stopping: bool) -> None:
@@ -349,6 +365,19 @@ class LogWriter:
                 logger.error("log rows are dropped, the spool fails: %s", error)  # noqa: TRY400
             self.dropped += len(batch.lines)
         return True
+
+    async def _relieve(self) -> None:
+        """To files what gathers while PostgreSQL takes its time over one batch."""
+        batches: deque[Batch] = deque()
+        try:
+            await self._drain(self._waiting, into=batches)
+            while batches:
+                await self._keep(RELIEF, batches[0])
+                batches.popleft()
+            await self._in_thread(partial(self._spool.seal, RELIEF))
+        finally:
+            self._batches += batches  # none, unless it failed
+            self._relief = None
 
     async def _postpone(self, batch: Batch, error: Later, *, from_spool: bool) -> None:
         if time.monotonic() - self._later_told >= MINUTE:

@@ -370,6 +370,46 @@ def test_a_full_disk_stops_no_call_and_loses_no_audit_row(tmp_path, proxy, monke
     assert "GATEWAY_SPOOL_DIR" in caplog.text
 
 
+def test_a_flood_during_one_slow_write_goes_to_files_and_drops_nothing(
+    tmp_path, proxy, monkeypatch
+):
+    monkeypatch.setattr(writer, "MAX_WAITING", 100)
+    rows = [row() for _ in range(400)]
+
+    async def work(log: LogWriter) -> None:
+        await put(rows[0])(log)
+        await until(lambda: log.written == 1)
+        proxy.hold_up()
+        await put(rows[1])(log)
+        await until(lambda: log.status.waiting == 1 and log._batches)
+        for at in range(2, 400, 50):
+            await put(*rows[at : at + 50])(log)
+            await until(lambda: len(log._waiting) < 50)
+        assert log.status.available
+        proxy.mend()
+        await until(lambda: log.status.spooled_bytes == 0)
+
+    log = written(work, tmp_path, pool_through(proxy))
+    assert log.dropped == 0
+    assert ids(RequestLog) == sorted_ids(rows)
+
+
+def test_audit_rows_that_no_file_takes_are_never_dropped_for_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "MAX_WAITING", 4)
+    notes, calls = [audit() for _ in range(3)], [row() for _ in range(10)]
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def work(log: LogWriter) -> None:
+        monkeypatch.setattr(log._spool, "append", full)
+        await put(*notes, *calls)(log)
+
+    log = written(work, tmp_path)
+    assert set(ids(AuditLog)) >= {note.id for note in notes}
+    assert log.dropped >= 6
+
+
 def test_a_folder_that_cannot_be_used_is_said_at_the_start(tmp_path):
     (tmp_path / "file").touch()
 
