@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 SEGMENT_BYTES = 8 * 2**20
 RECORD_LINES = 500  # what one damaged record can cost
 BATCH_LINES = 20_000
+LONGEST_REST = 8
 
 # The first and last byte never occur in UTF-8, so a record's content cannot look like a start.
 MAGIC = b"\xffLG\xfe"
@@ -57,6 +58,8 @@ class Segment:
 
     path: Path
     size: int = 0
+    pause: int = 0  # how many calls of `resume` it rests, and
+    rest: int = 0  # how many are left
 
 
 def frame(content: bytes) -> bytes:
@@ -94,6 +97,7 @@ class Spool:
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self.pending: deque[Segment] = deque()
+        self._resting: list[Segment] = []
         self._token = uuid7().hex
         self._numbers = count(1)
         self._open: dict[str, tuple[Segment, int]] = {}  # by purpose: segment and descriptor
@@ -111,11 +115,12 @@ class Spool:
         """Leave; returns how many segments stay for the next process. `inherit` takes them."""
         for purpose in list(self._open):
             self.seal(purpose, sync=True)
+        left = len(self.pending) + len(self._resting)
         with locked(self._gate):
-            if not self.pending:
+            if not left:
                 self._lock_of(self._token).unlink(missing_ok=True)
             self._alive.close()
-        return len(self.pending)
+        return left
 
     def inherit(self) -> int:
         """Take over the segments of processes that have ended; returns how many."""
@@ -191,6 +196,9 @@ class Spool:
         try:
             _write_all(descriptor, frame(_packed(batch, batch.lines)))
             os.fsync(descriptor)
+        except OSError:
+            path.unlink()
+            raise
         finally:
             os.close(descriptor)
         return path
@@ -242,6 +250,19 @@ class Spool:
         """Forget a pending segment: its rows are in their tables, or in another segment."""
         segment.path.unlink(missing_ok=True)
         self.pending.remove(segment)
+
+    def rest(self, segment: Segment) -> None:
+        """Leave out a pending segment for 1, 2, 4, and at last 8 calls of `resume`."""
+        segment.pause = segment.rest = min(max(1, segment.pause * 2), LONGEST_REST)
+        self.pending.remove(segment)
+        self._resting.append(segment)
+
+    def resume(self) -> None:
+        """Count down the rests, and have the segments again whose rest is over."""
+        for segment in self._resting:
+            segment.rest -= 1
+        self.pending += [segment for segment in self._resting if segment.rest <= 0]
+        self._resting = [segment for segment in self._resting if segment.rest > 0]
 
 
 def _packed(batch: Batch, lines: list[bytes]) -> bytes:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -98,6 +98,7 @@ class LogWriter:
         self._waiting: deque[RequestRow | MetricRow] = deque()
         self._audits: deque[AuditRow] = deque()  # those no file took: never dropped
         self._batches: deque[Batch] = deque()  # made into lines, not yet written
+        self._set_back: deque[Batch] = deque()  # of these, for the next minute
         self._files = ThreadPoolExecutor(1, "spool")  # one thread: file work keeps its order
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -117,7 +118,7 @@ class LogWriter:
             written=self.written,
             waiting=len(self._audits)
             + len(self._waiting)
-            + sum(len(batch.lines) for batch in self._batches),
+            + _count((*self._batches, *self._set_back)),
             dropped=self.dropped,
             refused=self.refused,
             spooled_bytes=self._spool.bytes(),
@@ -189,6 +190,7 @@ class LogWriter:
         if self._relief is not None:
             await asyncio.wait({self._relief})  # file work that has an end
         await self._make_lines()
+        self._bring_back()
         await self._keep_batches()
         await asyncio.gather(self._task, return_exceptions=True)
         left = await self._in_thread(self._spool.close)
@@ -199,7 +201,7 @@ class LogWriter:
                 self._spool.folder,
                 left,
             )
-        lost = self.dropped + sum(len(batch.lines) for batch in self._batches)
+        lost = self.dropped + _count(self._batches)
         if lost:
             logger.error("log rows lost since the start: %d", lost)
 
@@ -270,7 +272,9 @@ class LogWriter:
     async def _write_all(self, *, stopping: bool) -> None:
         """New rows, then some of what waits in files; all of it when this is the last round."""
         while self._batches:
-            await self._write(self._batches[0])
+            for piece in await self._write(self._batches[0]):
+                if not await self._keep(LATER, piece):
+                    self._set_back.append(piece)
             self._batches.popleft()
         for purpose in (AUDIT, AWAY):
             self._spool.seal(purpose)
@@ -281,13 +285,25 @@ class LogWriter:
             self._wake.set()
 
     async def _load(self, segment: Segment) -> None:
-        for batch in await self._in_thread(partial(self._spool.read, segment)):
-            await self._write(batch, from_spool=True)
-        await self._in_thread(partial(self._spool.remove, segment))
+        """A segment's rows; what is left of them goes to another one, or stays where it is."""
+        batches = await self._in_thread(partial(self._spool.read, segment))
+        left = [piece for batch in batches for piece in await self._write(batch)]
+        is_all_left = bool(left) and _count(left) == _count(batches)
+        if is_all_left or not await self._keep_all(left):
+            self._spool.rest(segment)
+        else:
+            await self._in_thread(partial(self._spool.remove, segment))
 
-    async def _write(self, batch: Batch, *, from_spool: bool = False) -> None:
-        """Have a batch written; halve it where PostgreSQL refuses a row, until that is alone."""
-        pieces = [batch]
+    async def _keep_all(self, pieces: list[Batch]) -> bool:
+        kept = [await self._keep(LATER, piece, from_spool=True) for piece in pieces]
+        return all(kept)
+
+    async def _write(self, batch: Batch) -> list[Batch]:
+        """Have a batch written; halve it where PostgreSQL refuses a row, until that is alone.
+
+        Returns what has to be tried again later.
+        """
+        pieces, left = [batch], []
         while pieces:
             piece = pieces.pop()
             try:
@@ -298,12 +314,14 @@ class LogWriter:
                 if len(days) > 1:
                     pieces += days
                 else:
-                    await self._postpone(piece, error, from_spool=from_spool)
+                    self._tell_later(error)
+                    left.append(piece)
             except Refused as error:
                 if len(piece.lines) > 1:
                     pieces += piece.halves()
-                else:
-                    await self._refuse(piece, error)
+                elif not await self._refuse(piece, error):
+                    left.append(piece)
+        return left
 
     async def _end_minute(self) -> None:
         at, ended = now(), time.monotonic()
@@ -313,6 +331,8 @@ class LogWriter:
             self._hold(row)
         self._spool.seal(HELD)
         self._spool.seal(LATER)
+        self._spool.resume()
+        self._bring_back()
         self._tell_dropped(at)
         await self._in_thread(self._spool.inherit)
         await self._make_lines()
@@ -379,23 +399,42 @@ class LogWriter:
             self._batches += batches  # none, unless it failed
             self._relief = None
 
-    async def _postpone(self, batch: Batch, error: Later, *, from_spool: bool) -> None:
-        if time.monotonic() - self._later_told >= MINUTE:
-            self._later_told = time.monotonic()
-            cure = (
-                "partitions are missing, `run_maintenance` makes them"
-                if isinstance(error, NoPartition)
-                else "run `init_db`, or grant what is missing"
-            )
-            logger.error("log rows wait in files (%s): %s", cure, error)
-        if not await self._keep(LATER, batch, from_spool=from_spool):
-            raise Unavailable("the spool takes no rows either")
+    def _bring_back(self) -> None:
+        self._batches += self._set_back
+        self._set_back.clear()
 
-    async def _refuse(self, batch: Batch, error: Refused) -> None:
-        """One row that no try will get in: counted, told, and an audit row kept aside."""
-        self.refused += 1
+    def _tell_later(self, error: Later) -> None:
+        if time.monotonic() - self._later_told < MINUTE:
+            return
+        self._later_told = time.monotonic()
+        cure = (
+            "partitions are missing, `run_maintenance` makes them"
+            if isinstance(error, NoPartition)
+            else "run `init_db`, or grant what is missing"
+        )
+        logger.error("log rows wait in files (%s): %s", cure, error)
+
+    async def _refuse(self, batch: Batch, error: Refused) -> bool:
+        """One row that no try will get in: counted, told, and an audit row kept aside.
+
+        False if that fails: the row has to stay where it is.
+        """
         id_ = batch.lines[0].partition(b"\t")[0].decode()
         logger.error("%s row %s refused: %s", batch.table.name, id_, error)
         if batch.table is AUDIT_LOGS:
-            kept = await self._in_thread(partial(self._spool.set_aside, batch))
+            try:
+                kept = await self._in_thread(partial(self._spool.set_aside, batch))
+            except OSError as failure:
+                logger.error(  # noqa: TRY400  (one line)
+                    "the refused audit row cannot be kept aside yet: %s. "
+                    "Make room in GATEWAY_SPOOL_DIR.",
+                    failure,
+                )
+                return False
             logger.error("the refused audit row is kept in %s", kept)
+        self.refused += 1
+        return True
+
+
+def _count(batches: Iterable[Batch]) -> int:
+    return sum(len(batch.lines) for batch in batches)

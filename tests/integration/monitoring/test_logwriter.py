@@ -128,6 +128,36 @@ def test_a_refused_audit_row_is_kept_aside(tmp_path):
     assert spooled(tmp_path) == []
 
 
+@pytest.mark.parametrize("journalled", [True, False])
+def test_a_refused_audit_row_that_no_file_takes_waits_and_holds_up_no_others(
+    tmp_path, monkeypatch, journalled
+):
+    good, bad, calls = audit(), audit(ip_address="nonsense"), [row() for _ in range(5)]
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def work(log: LogWriter) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(log._spool, "set_aside", full)
+            patch.setattr(log._spool, "save", full)
+            if not journalled:
+                patch.setattr(log._spool, "append", full)
+            await put(good, bad)(log)
+            await until(lambda: log.written == 1)
+            await put(*calls)(log)
+            await until(lambda: log.written == 6)
+            assert log.refused == 0
+        await log._end_minute()
+        await until(lambda: log.refused == 1)
+
+    log = written(work, tmp_path)
+    assert ids(AuditLog) == [good.id]
+    assert ids(RequestLog) == sorted_ids(calls)
+    assert len(spooled(tmp_path, "refused")) == 1
+    assert (log.refused, spooled(tmp_path)) == (1, [])
+
+
 def test_a_row_that_is_there_already_is_not_written_twice_and_holds_nothing_up(tmp_path):
     first, second = row(), row()
 
