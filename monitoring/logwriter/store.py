@@ -18,6 +18,8 @@ __all__ = ["Later", "NoPartition", "Refused", "Store", "Unavailable", "transacti
 
 # Bytes that are handed over before other tasks of the event loop have their turn.
 CHUNK_BYTES = 64 * 1024
+# The same for rows that are inserted, whose fields are taken apart here.
+INSERT_ROWS = 100
 
 
 class Refused(Exception):
@@ -86,12 +88,14 @@ class Store:
                 await copy.write(block)
 
     async def _insert(self, batch: Batch) -> None:
+        """One transaction, some statements: calls go on between them."""
         types = tuple(batch.table.columns[column] for column in batch.columns)
-        columns = zip(*map(fields_of, batch.lines), strict=True)
+        statement = _insert_statement(batch.table.name, batch.columns, types)
         async with transaction(self._pool, batch.table) as connection:
-            await connection.execute(
-                _insert_statement(batch.table.name, batch.columns, types), list(map(list, columns))
-            )
+            for at in range(0, len(batch.lines), INSERT_ROWS):
+                lines = batch.lines[at : at + INSERT_ROWS]
+                columns = zip(*map(fields_of, lines), strict=True)
+                await connection.execute(statement, list(map(list, columns)))
 
 
 @cache

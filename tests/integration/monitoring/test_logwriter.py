@@ -19,8 +19,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.utils.timezone import now
 
-from monitoring.logwriter import AuditRow, Denial, LogWriter, MetricRow, RequestRow, writer
-from monitoring.logwriter.rows import Batch
+from monitoring.logwriter import AuditRow, Denial, LogWriter, MetricRow, RequestRow, store, writer
+from monitoring.logwriter.rows import Batch, fields_of
 from monitoring.logwriter.spool import Spool
 from monitoring.models import AuditLog, RequestLog
 from registry.db.ids import uuid7
@@ -279,6 +279,36 @@ def test_where_copy_is_refused_under_row_level_security_rows_are_inserted(
     finally:
         own_schema(f"DROP OWNED BY {name}; DROP ROLE {name}")
     assert (log.refused, log.dropped) == (1, 0)
+
+
+def test_rows_are_inserted_in_slices_that_let_calls_go_on(monkeypatch):
+    rows = [row() for _ in range(950)]
+    taken = longest = 0
+
+    def counted(line: bytes) -> list[str | None]:
+        nonlocal taken, longest
+        taken += 1
+        longest = max(longest, taken)
+        return fields_of(line)
+
+    async def others() -> None:
+        nonlocal taken
+        while True:
+            taken = 0
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        async with async_pool(max_size=1, timeout=5) as pool:
+            inserting = store.Store(pool)
+            inserting._copies = False
+            calls = asyncio.create_task(others())
+            await inserting.write(Batch.of(rows[0].table, [r.line() for r in rows]), seconds=30)
+            calls.cancel()
+
+    monkeypatch.setattr(store, "fields_of", counted)
+    asyncio.run(scenario())
+    assert ids(RequestLog) == sorted_ids(rows)
+    assert longest <= store.INSERT_ROWS
 
 
 # ---------------------------------------------------------------- while PostgreSQL is away
