@@ -32,7 +32,8 @@ disk, once a batch, which no call notices: `local` for request logs and metrics,
 wait for a replica that is slow, and `on` for the audit log.
 
 What can be lost: request and metric rows of the last second when the gateway itself is killed
-(-9), and those past GATEWAY_SPOOL_MAX_BYTES, which are counted, logged, and told in an audit row;
+(-9), and those past GATEWAY_SPOOL_MAX_BYTES, which are counted, logged, and told in an audit row,
+as are those that come when their time's partition is long gone (audit rows of then are kept aside);
 audit rows of the last moments when the machine loses power, as a file is forced to the disk only
 when it is closed with rows that PostgreSQL does not have.
 """

@@ -246,6 +246,11 @@ class Batch:
         middle = len(self.lines) // 2
         return [self.with_lines(self.lines[middle:]), self.with_lines(self.lines[:middle])]
 
+    @property
+    def day(self) -> str:
+        """The day of its first row, as an ISO 8601 date."""
+        return self.lines[0].split(b"\t", 2)[1][:10].decode()
+
     def days(self) -> list[Batch]:
         """One batch for each day (UTC) of the rows' times."""
         found: dict[bytes, list[bytes]] = {}

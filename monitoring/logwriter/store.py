@@ -12,6 +12,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
 from monitoring.logwriter.rows import AUDIT_LOGS, Batch, Table, fields_of
+from registry.db.partitions import BEHIND
 from registry.db.pool import Pool
 
 __all__ = ["Later", "NoPartition", "Refused", "Store", "Unavailable", "transaction"]
@@ -20,6 +21,16 @@ __all__ = ["Later", "NoPartition", "Refused", "Store", "Unavailable", "transacti
 CHUNK_BYTES = 64 * 1024
 # The same for rows that are inserted, whose fields are taken apart here.
 INSERT_ROWS = 100
+# Nobody makes a partition before the oldest one, but for what may still arrive late. NULL, as
+# good as false, where there is no partition, or only one without a lower bound.
+OLDER = r"""
+    WITH batch AS (SELECT (%s::date + 1)::timestamp AT TIME ZONE 'UTC' AS ends)
+    SELECT min(batch.ends) < now() - %s::interval AND min(batch.ends) <= min((regexp_match(
+        pg_get_expr(leaf.relpartbound, leaf.oid), 'FROM \(''([^'']+)'''))[1]::timestamptz)
+    FROM batch, pg_inherits AS inherits
+    JOIN pg_class AS leaf ON leaf.oid = inherits.inhrelid
+    WHERE inherits.inhparent = to_regclass(quote_ident(%s))
+"""
 
 
 class Refused(Exception):
@@ -66,6 +77,16 @@ class Store:
             raise _meaning(error) from error
         except (TimeoutError, OSError) as error:
             raise Unavailable(str(error) or type(error).__name__) from error
+
+    async def is_too_old(self, batch: Batch, *, seconds: float) -> bool:
+        """Whether the day of a batch lies before all partitions there are and will be."""
+        try:
+            async with asyncio.timeout(seconds), self._pool.connection() as connection:
+                found = await connection.execute(OLDER, [batch.day, BEHIND, batch.table.name])
+                row = await found.fetchone()
+        except (psycopg.Error, TimeoutError, OSError) as error:
+            raise Unavailable(str(error) or type(error).__name__) from error
+        return bool(row and row[0])
 
     async def _write(self, batch: Batch) -> None:
         if self._copies:

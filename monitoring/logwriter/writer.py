@@ -313,7 +313,7 @@ class LogWriter:
                 days = piece.days() if isinstance(error, NoPartition) else [piece]
                 if len(days) > 1:
                     pieces += days
-                else:
+                elif not await self._give_up(piece, error):
                     self._tell_later(error)
                     left.append(piece)
             except Refused as error:
@@ -414,6 +414,23 @@ class LogWriter:
         )
         logger.error("log rows wait in files (%s): %s", cure, error)
 
+    async def _give_up(self, batch: Batch, error: Later) -> bool:
+        """Leave out rows for which nobody will make a partition; audit rows are kept aside."""
+        if not isinstance(error, NoPartition) or not await self._store.is_too_old(
+            batch, seconds=BATCH_SECONDS
+        ):
+            return False
+        if not await self._set_aside(batch):
+            return False
+        self.dropped += len(batch.lines)
+        logger.error(
+            "%d rows of %s are older than its oldest partition and are left out: %s",
+            len(batch.lines),
+            batch.table.name,
+            batch.day,
+        )
+        return True
+
     async def _refuse(self, batch: Batch, error: Refused) -> bool:
         """One row that no try will get in: counted, told, and an audit row kept aside.
 
@@ -421,18 +438,22 @@ class LogWriter:
         """
         id_ = batch.lines[0].partition(b"\t")[0].decode()
         logger.error("%s row %s refused: %s", batch.table.name, id_, error)
-        if batch.table is AUDIT_LOGS:
-            try:
-                kept = await self._in_thread(partial(self._spool.set_aside, batch))
-            except OSError as failure:
-                logger.error(  # noqa: TRY400  (one line)
-                    "the refused audit row cannot be kept aside yet: %s. "
-                    "Make room in GATEWAY_SPOOL_DIR.",
-                    failure,
-                )
-                return False
-            logger.error("the refused audit row is kept in %s", kept)
-        self.refused += 1
+        kept = await self._set_aside(batch)
+        self.refused += kept
+        return kept
+
+    async def _set_aside(self, batch: Batch) -> bool:
+        """Keep audit rows for a person to look at; False if that fails."""
+        if batch.table is not AUDIT_LOGS:
+            return True
+        try:
+            path = await self._in_thread(partial(self._spool.set_aside, batch))
+        except OSError as error:
+            logger.error(  # noqa: TRY400  (one line)
+                "audit rows cannot be kept aside yet: %s. Make room in GATEWAY_SPOOL_DIR.", error
+            )
+            return False
+        logger.error("%d audit rows are kept in %s", len(batch.lines), path)
         return True
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_a_refused_audit_row_that_no_file_takes_waits_and_holds_up_no_others(
 ):
     good, bad, calls = audit(), audit(ip_address="nonsense"), [row() for _ in range(5)]
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     async def work(log: LogWriter) -> None:
@@ -246,6 +247,46 @@ def test_rows_without_a_partition_wait_for_it_and_hold_up_no_others(
         cursor.execute("SELECT id FROM logwriter_test.request_logs ORDER BY id")
         assert [id_ for (id_,) in cursor.fetchall()] == sorted_ids(both)
     assert spooled(tmp_path) == []
+
+
+def test_rows_before_the_oldest_partition_are_left_out_and_audit_rows_kept_aside(tmp_path, caplog):
+    old = now() - timedelta(days=60)
+    calls, notes = [row() for _ in range(3)], [audit()]
+    late = [row(request_time=old) for _ in range(4)], audit(timestamp=old)
+    log = written(put(*late[0], late[1], *calls, *notes), tmp_path)
+    assert ids(RequestLog) == sorted_ids(calls)
+    assert set(ids(AuditLog)) >= {note.id for note in notes}
+    assert (log.dropped, log.refused) == (5, 0)
+    assert spooled(tmp_path) == []
+    (kept,) = spooled(tmp_path, "refused")
+    assert late[1].id.hex.encode() in kept.read_bytes()
+    assert "older than its oldest partition" in caplog.text
+
+
+def test_rows_that_wait_for_a_partition_stay_in_one_file_and_rest_longer_each_time(tmp_path):
+    ahead = [row(request_time=now() + timedelta(days=60)) for _ in range(4)]
+    tries: list[int] = []
+
+    async def work(log: LogWriter) -> None:
+        write = log._store._write
+
+        async def counted(batch: Batch) -> None:
+            tries[-1] += 1
+            await write(batch)
+
+        await put(*ahead)(log)
+        await until(lambda: log.status.spooled_bytes > 0)
+        log._store._write = counted  # type: ignore[method-assign]
+        for _ in range(8):
+            tries.append(0)
+            await log._end_minute()
+            await log._round()
+        assert len({path.stat().st_ino for path in spooled(tmp_path)}) == 1
+
+    log = written(work, tmp_path)
+    assert tries[:8] == [1, 1, 0, 1, 0, 0, 0, 1]
+    assert (log.dropped, log.refused) == (0, 0)
+    assert len(spooled(tmp_path)) == 1
 
 
 WALLED = """
@@ -411,7 +452,7 @@ def test_a_stop_that_takes_too_long_leaves_the_rest_in_files(tmp_path, proxy, mo
 def test_a_full_disk_stops_no_call_and_loses_no_audit_row(tmp_path, proxy, monkeypatch, caplog):
     notes, calls = [audit() for _ in range(3)], [row() for _ in range(4)]
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     async def work(log: LogWriter) -> None:
@@ -458,7 +499,7 @@ def test_audit_rows_that_no_file_takes_are_never_dropped_for_others(tmp_path, mo
     monkeypatch.setattr(writer, "MAX_WAITING", 4)
     notes, calls = [audit() for _ in range(3)], [row() for _ in range(10)]
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     async def work(log: LogWriter) -> None:
