@@ -32,6 +32,9 @@ def _parsed(text: str | None) -> IPv4Address | IPv6Address | None:
         address = ip_address(text or "")
     except ValueError:
         return None
+    if isinstance(address, IPv6Address) and address.scope_id:
+        # fe80::1%eth0: the zone means something on one machine only, and inet does not take it.
+        address = IPv6Address(int(address))
     # A dual-stack socket shows an IPv4 peer as ::ffff:203.0.113.7.
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
