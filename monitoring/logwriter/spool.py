@@ -101,6 +101,7 @@ class Spool:
         self._token = uuid7().hex
         self._numbers = count(1)
         self._open: dict[str, tuple[Segment, int]] = {}  # by purpose: segment and descriptor
+        self._unsynced: set[Segment] = set()  # sealed, perhaps not on the disk itself
 
     # ------------------------------------------------------------ coming and going
 
@@ -114,7 +115,8 @@ class Spool:
     def close(self) -> int:
         """Leave; returns how many segments stay for the next process. `inherit` takes them."""
         for purpose in list(self._open):
-            self.seal(purpose, sync=True)
+            self.seal(purpose)
+        self._sync_sealed()
         left = len(self.pending) + len(self._resting)
         with locked(self._gate):
             if not left:
@@ -164,7 +166,7 @@ class Spool:
             segment.size += len(record)
             _write_all(descriptor, record)
         if segment.size >= SEGMENT_BYTES:
-            self.seal(purpose, sync=True)
+            self.seal(purpose)
 
     def save(self, purpose: str, batch: Batch, *, bound: bool = True) -> None:
         """`append`, on the disk itself afterwards; SpoolFull if that would be past the bound."""
@@ -174,20 +176,29 @@ class Spool:
         self.sync(purpose)
 
     def sync(self, purpose: str) -> None:
-        if purpose in self._open:
-            os.fsync(self._open[purpose][1])
+        """Have a purpose's rows on the disk itself, and all that was sealed before.
 
-    def seal(self, purpose: str, *, sync: bool = False) -> None:
+        For a thread: the event loop may append to the segment and seal it meanwhile. So files are
+        opened anew here, no descriptor is shared.
+        """
+        segment, _ = self._open.get(purpose, (None, -1))
+        if segment is not None:
+            _force(segment.path)
+        self._sync_sealed()
+
+    def _sync_sealed(self) -> None:
+        for segment in list(self._unsynced):
+            _force(segment.path)
+            self._unsynced.discard(segment)
+
+    def seal(self, purpose: str) -> None:
         """Close a purpose's segment, if it has one, and count it among the pending."""
         segment, descriptor = self._open.pop(purpose, (None, -1))
         if segment is None:
             return
+        self._unsynced.add(segment)
         self.pending.append(segment)
-        try:
-            if sync:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.close(descriptor)
 
     def set_aside(self, batch: Batch) -> Path:
         """Keep rows that nobody will try again; returns where."""
@@ -249,6 +260,7 @@ class Spool:
     def remove(self, segment: Segment) -> None:
         """Forget a pending segment: its rows are in their tables, or in another segment."""
         segment.path.unlink(missing_ok=True)
+        self._unsynced.discard(segment)
         self.pending.remove(segment)
 
     def rest(self, segment: Segment) -> None:
@@ -295,6 +307,17 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _force(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:  # loaded and removed meanwhile
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

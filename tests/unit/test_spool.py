@@ -1,0 +1,74 @@
+"""The spool where its thread and the event loop meet."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitoring.logwriter import AuditRow, spool
+from monitoring.logwriter.rows import Batch
+from monitoring.logwriter.spool import Spool
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Spool]:
+    one = Spool(tmp_path, max_bytes=10**9)
+    one.open()
+    yield one
+    one.close()
+
+
+def batch() -> Batch:
+    row = AuditRow(timestamp=datetime(2026, 11, 23, tzinfo=UTC), action="test.note")
+    return Batch.of(row.table, [row.line()])
+
+
+class SealedBetween(dict[str, Any]):
+    """The open segments, which another thread seals between a look and what follows it."""
+
+    seal: Callable[[], None]
+
+    def __contains__(self, purpose: object) -> bool:
+        found = super().__contains__(purpose)
+        self.seal()
+        return found
+
+    def get(self, purpose: str, default: Any = None) -> Any:
+        found = super().get(purpose, default)
+        self.seal()
+        return found
+
+
+def test_a_segment_that_is_sealed_while_it_is_forced_to_the_disk_hurts_nobody(opened):
+    opened.append("audit", batch())
+    opened._open = between = SealedBetween(opened._open)
+    between.seal = lambda: opened.seal("audit")
+    opened.sync("audit")
+    assert len(opened.pending) == 1
+
+
+def test_what_is_sealed_is_forced_to_the_disk_by_whoever_syncs_next(opened, monkeypatch):
+    forced: list[tuple[int, str]] = []
+    real = os.fsync
+
+    def noted(descriptor: int) -> None:
+        forced.append((os.fstat(descriptor).st_ino, threading.current_thread().name))
+        real(descriptor)
+
+    monkeypatch.setattr(spool, "SEGMENT_BYTES", 1)
+    monkeypatch.setattr(os, "fsync", noted)
+    opened.append("audit", batch())  # full at once, and sealed
+    assert forced == []  # the loop does not wait for the disk
+    inode = opened.pending[0].path.stat().st_ino
+    worker = threading.Thread(target=opened.sync, args=["audit"], name="worker")
+    worker.start()
+    worker.join()
+    assert forced == [(inode, "worker")]
+    opened.sync("audit")
+    assert len(forced) == 1
