@@ -5,7 +5,9 @@ from __future__ import annotations
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views import defaults
 
-__all__ = ["bad_request", "not_found", "server_error"]
+from registry.api.errors import Busy
+
+__all__ = ["bad_request", "busy", "not_found", "server_error"]
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -26,6 +28,21 @@ def server_error(request: HttpRequest) -> HttpResponse:
             request, 500, "The gateway failed. Tell its operators the request_id; the log has it."
         )
     return defaults.server_error(request)
+
+
+def busy(request: HttpRequest) -> HttpResponse:
+    """The database cannot be reached: 503 with Retry-After, as the REST API's own."""
+    answer: HttpResponse
+    if _is_api(request):
+        answer = _json(request, Busy.status_code, Busy.default_detail)
+    else:
+        page = defaults.ERROR_PAGE_TEMPLATE % {
+            "title": f"Service Unavailable ({Busy.status_code})",
+            "details": Busy.default_detail,
+        }
+        answer = HttpResponse(page, status=Busy.status_code)
+    answer["Retry-After"] = str(Busy.wait)
+    return answer
 
 
 def _is_api(request: HttpRequest) -> bool:

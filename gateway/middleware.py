@@ -1,15 +1,20 @@
 """Middleware of the control plane."""
 
+import logging
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 
 from asgiref.sync import markcoroutinefunction
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
+from gateway.errors import busy
 from registry.db.ids import uuid7
 from registry.db.tenancy import operator_transaction
+
+logger = logging.getLogger(__name__)
 
 
 class TransactionMiddleware:
@@ -17,6 +22,7 @@ class TransactionMiddleware:
 
     The API narrows it to the caller's tenant as soon as the caller is known. A refusal keeps what
     was done before it, a failed attempt for instance; an answer of 500 and above undoes all.
+    Without a database there is no transaction, and the answer is 503.
     Synchronous, so that everything inside runs on the thread whose connection this is.
     """
 
@@ -24,7 +30,12 @@ class TransactionMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        with operator_transaction():
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(operator_transaction())
+            except OperationalError as error:
+                logger.warning("no transaction for a request: %s", error)
+                return busy(request)
             response = self.get_response(request)
             if response.status_code >= 500:
                 transaction.set_rollback(True)

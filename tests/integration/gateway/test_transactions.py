@@ -70,6 +70,25 @@ def test_an_exception_of_a_view_undoes_everything(monkeypatch: pytest.MonkeyPatc
     assert not MCPServer.objects.exists()
 
 
+@pytest.mark.parametrize("path", [f"{API}servers", "/admin/"])
+def test_without_a_database_the_answer_is_503_and_when_to_come_again(
+    path: str, free_port: int
+) -> None:
+    default = connections["default"]
+    before = default.settings_dict["HOST"], default.settings_dict["PORT"]
+    default.close()
+    default.settings_dict |= {"HOST": "127.0.0.1", "PORT": free_port}  # nobody listens there
+    try:
+        answer = Client().get(path)
+    finally:
+        default.settings_dict["HOST"], default.settings_dict["PORT"] = before
+    assert (answer.status_code, answer["Retry-After"]) == (503, "5")
+    assert "Try again in a few seconds." in answer.content.decode()
+    if path.startswith(API):
+        assert answer.json()["request_id"] == answer["X-Request-ID"]
+    assert Client().get("/admin/login/").status_code == 200
+
+
 def test_a_name_is_looked_up_outside_of_the_requests_transaction(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
