@@ -1,4 +1,4 @@
-"""A wire to PostgreSQL that can be cut, so that one gateway loses its database and no one else."""
+"""A wire to PostgreSQL that can be cut or frozen: one gateway loses its database, no one else."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Relay:
     def __init__(self) -> None:
         self.port = 0
         self._whole = True
+        self._flows = asyncio.Event()
+        self._flows.set()
         own = connections["default"].connection.info
         self._host, self._port_there = own.host, own.port
         self._loop = asyncio.new_event_loop()
@@ -27,14 +29,19 @@ class Relay:
         """PostgreSQL is gone: what is connected breaks, and nothing new is let in."""
         self._change(whole=False)
 
+    def freeze(self) -> None:
+        """PostgreSQL says nothing any more, as after SIGSTOP: connections are made and stay."""
+        self._change(whole=True, flows=False)
+
     def mend(self) -> None:
         self._change(whole=True)
 
-    def _change(self, *, whole: bool) -> None:
+    def _change(self, *, whole: bool, flows: bool = True) -> None:
         done = threading.Event()
 
         def change() -> None:
             self._whole = whole
+            (self._flows.set if flows else self._flows.clear)()
             if not whole:
                 for writer in self._open:
                     writer.transport.abort()
@@ -48,6 +55,7 @@ class Relay:
         self.port = server.sockets[0].getsockname()[1]
         ready.set()
         await stop.wait()
+        self._flows.set()
         server.close()
         for writer in self._open:
             writer.transport.abort()
@@ -63,17 +71,17 @@ class Relay:
             ours, theirs = await asyncio.open_connection(self._host, self._port_there)
         self._open |= {writer, theirs}
         try:
-            await asyncio.gather(_copy(reader, theirs), _copy(ours, writer))
+            await asyncio.gather(self._copy(reader, theirs), self._copy(ours, writer))
         finally:
             self._open -= {writer, theirs}
 
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._flows.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 @contextmanager

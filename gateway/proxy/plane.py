@@ -17,6 +17,7 @@ from uuid import UUID
 
 import psycopg
 from django.conf import settings
+from django.db import DatabaseError
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
@@ -50,6 +51,8 @@ TOOL_USAGE_SECONDS = 60.0
 POOL_SIZE = 8
 POOL_WAIT_SECONDS = 3.0
 PROBE_SECONDS = 1.0
+# Of the shutdown; together less than the server gives its workers (gateway.server.STOP_SECONDS).
+CALL_OFF_SECONDS, STOP_SECONDS = 1.5, 6.5
 # About 3 kB an entry. A key counts once for each server that it calls; beyond the bound those
 # that were used least recently are read again when they come.
 REMEMBERED_KEYS = 10_000
@@ -93,24 +96,32 @@ class DataPlane:
         ]
 
     async def stop(self) -> None:
-        """Let nothing be lost: counters, log rows, then the connections."""
+        """Let nothing be lost: counters, log rows, then the connections.
+
+        A server that is frozen would hold up each of them for good; what is not done in time is
+        left alone, not called off, as that would ask the same server again.
+        """
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for step in (
-            self.log.stop,
-            self._write_usage,
-            self._write_tool_usage,
-            self.breaker.write_kept,
-            partial(self.gauges.remove, self.pool),
-            self.upstreams.close,
-        ):
-            try:
-                await step()
-            except Exception:
-                logger.exception("a step of the shutdown failed")
+        await asyncio.wait(self._tasks, timeout=CALL_OFF_SECONDS)
+        steps = {
+            "log": self.log.stop(),
+            "usage": self._write_usage(),
+            "tools": self._write_tool_usage(),
+            "breakers": self.breaker.write_kept(),
+            "gauges": self.gauges.remove(self.pool),
+        }
+        tasks = [asyncio.create_task(step, name=name) for name, step in steps.items()]
+        done, late = await asyncio.wait(tasks, timeout=STOP_SECONDS)
+        for task in done:
+            if (error := task.exception()) is not None:
+                logger.error("a step of the shutdown failed: %s", task.get_name(), exc_info=error)
+        if late:
+            names = ", ".join(sorted(task.get_name() for task in late))
+            logger.error("the shutdown goes on without an answer of PostgreSQL for: %s", names)
+        await self.upstreams.close()
         self._orm.close()
-        await self.pool.close()
+        await self.pool.close(timeout=1.0)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["path"].startswith("/health/"):
@@ -219,7 +230,7 @@ async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(seconds)
         try:
             await work()
-        except psycopg.Error as error:
+        except (psycopg.Error, DatabaseError) as error:
             logger.warning("%s waits for the database: %s", work.__name__, error)
         except Exception:
             logger.exception("%s failed", work.__name__)

@@ -24,14 +24,28 @@ Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 class _OperatorPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
     """The one place where the data plane's statements get their role."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._taken: set[AsyncConnection[TupleRow]] = set()
+        super().__init__(*arguments, **options)
+
+    async def close(self, timeout: float = 5.0) -> None:  # noqa: ASYNC109  (psycopg's own)
+        """Close those in use as well: who waits for a silent server would wait for ever."""
+        await super().close(timeout)
+        for taken in tuple(self._taken):
+            await taken.close()
+
     @asynccontextmanager
     async def connection(
         self,
         timeout: float | None = None,  # noqa: ASYNC109  (psycopg's own parameter)
     ) -> AsyncIterator[AsyncConnection[TupleRow]]:
         async with super().connection(timeout) as taken:
-            await begin_as_operator(taken)
-            yield taken
+            self._taken.add(taken)
+            try:
+                await begin_as_operator(taken)
+                yield taken
+            finally:
+                self._taken.discard(taken)
 
 
 def async_pool(*, max_size: int, timeout: float, using: str = "default") -> Pool:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
-from django.db import connection, connections
+from django.db import OperationalError, connection, connections
 from django.utils.timezone import now
 
 from gateway.models import CircuitBreaker
@@ -19,7 +19,7 @@ from gateway.proxy.contact import Contact
 from gateway.proxy.orm import OrmThreads
 from gateway.proxy.plane import DataPlane
 from gateway.proxy.watch import Watch
-from registry.models import MCPServer
+from registry.models import MCPServer, Tenant
 from security.keys import generate_key
 from security.models import EnhancedAPIKey, ServerAccessControl
 from tests.factories import (
@@ -300,6 +300,48 @@ def test_a_dead_server_is_left_alone_meanwhile_and_its_row_is_told(cuttable: Sce
     found = wait_until(lambda: breaker.filter(state="open").first(), seconds=20)
     assert (found.failure_count, found.total_failures) == (3, 3)
     assert reason(cuttable.call()) == "circuit_open"
+
+
+# ---------------------------------------------------------------- PostgreSQL is frozen
+
+
+def test_a_silent_database_holds_up_no_answer_of_a_failing_server(
+    cuttable: Scene, relay: Relay, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gateway.proxy.orm.DATABASE_SECONDS", 0.3)
+    cuttable.peer.behave = status(500)
+    relay.freeze()
+    assert cuttable.send().status_code == 500
+    relay.mend()
+    breaker = CircuitBreaker.objects.filter(server=cuttable.server)
+    wait_until(lambda: breaker.get().total_failures == 1, seconds=20)
+
+
+def test_what_was_given_up_is_undone_when_the_database_answers_again(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gateway.proxy.orm.DATABASE_SECONDS", 0.3)
+    threads = OrmThreads()
+
+    async def story() -> None:
+        assert await threads.run(Tenant.objects.count) == 0
+        relay.freeze()
+        with pytest.raises(OperationalError, match="did not answer"):
+            await threads.run(TenantFactory)
+        relay.mend()
+
+    asyncio.run(story())
+    threads._threads.shutdown(wait=True)
+    assert not Tenant.objects.exists()
+
+
+def test_a_silent_database_does_not_keep_a_gateway_from_stopping(relay: Relay, peer: Peer):
+    server = MCPServerFactory(endpoint_url=peer.url)
+    with running_gateway() as url:
+        scene = Scene(url, server.tenant, server, EnhancedAPIKeyFactory(tenant=server.tenant), peer)
+        scene.call()
+        relay.freeze()
+        scene.send(timeout=30)
 
 
 async def refused(**_: Any) -> None:
