@@ -57,6 +57,20 @@ CALL_OFF_SECONDS, STOP_SECONDS = 1.5, 6.5
 # that were used least recently are read again when they come.
 REMEMBERED_KEYS = 10_000
 REMEMBERED_ROUTES = 10_000
+# The tables whose triggers send notices, with the columns that these name rows by. Any role of the
+# database may send on the channel, so nothing else is believed.
+TOLD_OF = {
+    "api_keys": {"id"},
+    "circuit_breakers": {"server_id"},
+    "connection_pools": {"server_id"},
+    "enhanced_api_keys": {"id"},
+    "mcp_servers": {"id", "slug"},
+    "request_queues": {"server_id"},
+    "server_access_control": {"server_id"},
+    "server_tools": {"server_id"},
+    "tenants": {"id"},
+    "users": {"id"},
+}
 
 
 class DataPlane:
@@ -79,6 +93,7 @@ class DataPlane:
         self.usage = Usage()
         self.gauges = Gauges()
         self._tasks: list[asyncio.Task[None]] = []
+        self._was_misled = False
 
     async def start(self) -> None:
         self._orm = OrmThreads()
@@ -147,7 +162,15 @@ class DataPlane:
         return await self.routes.get(server_id, partial(self._read_route, server_id))
 
     def forget(self, label: str) -> None:
-        """Drop what was made of a row that has changed: `<table>.<column>=<value>`, or a table."""
+        """Drop what was made of a row that has changed: `<table>.<column>=<value>`, or a table.
+
+        Other texts change nothing; the first of them is told.
+        """
+        if not _names_a_change(label):
+            if not self._was_misled and not label.startswith(f"{CHANNEL}."):
+                self._was_misled = True
+                logger.warning("somebody else sends notices on %s: %.100r", CHANNEL, label)
+            return
         self.keys.forget(label)
         self.routes.forget(label)
 
@@ -222,6 +245,14 @@ class DataPlane:
 
     async def _write_tool_usage(self) -> None:
         await self.usage.flush_tools(self.pool)
+
+
+def _names_a_change(label: str) -> bool:
+    place, has_value, value = label.partition("=")
+    table, _, column = place.partition(".")
+    if has_value:
+        return bool(value) and column in TOLD_OF.get(table, ())
+    return label in TOLD_OF
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

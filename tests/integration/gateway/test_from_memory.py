@@ -17,7 +17,7 @@ from django.utils.timezone import now
 from gateway.models import CircuitBreaker
 from gateway.proxy.contact import Contact
 from gateway.proxy.orm import OrmThreads
-from gateway.proxy.plane import DataPlane
+from gateway.proxy.plane import TOLD_OF, DataPlane
 from gateway.proxy.watch import Watch
 from registry.models import MCPServer, Tenant
 from security.keys import generate_key
@@ -439,3 +439,32 @@ def test_after_its_notice_no_call_of_a_revoked_key_passes(scene: Scene):
         for thread in threads:
             thread.join(30)
     assert late == [401] * 80
+
+
+# ---------------------------------------------------------------- notices of others
+
+
+def test_what_anybody_may_send_drops_nothing(scene: Scene, caplog: pytest.LogCaptureFixture):
+    assert scene.call().status_code == 200
+    plane = told[scene.url].plane
+    remembered = len(plane.keys), len(plane.routes)
+    junk = ["junk", "junk.id=1", "users.name=x", "users.id=", "mcp_servers.", "=", "x" * 99]
+    with connection.cursor() as cursor:
+        for text in junk:
+            cursor.execute("SELECT pg_notify('gateway_changes', %s)", [text])
+    wait_until(lambda: set(junk) <= set(told[scene.url].seen))
+    assert (len(plane.keys), len(plane.routes)) == remembered == (1, 1)
+    assert caplog.text.count("somebody else sends notices") == 1
+
+
+@pytest.mark.django_db
+def test_each_trigger_that_tells_of_changes_is_believed() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT tgrelid::regclass::text, tgargs FROM pg_trigger"
+            " WHERE tgfoid = 'registry_change_notice_v1'::regproc AND tgnargs > 0"
+        )
+        found: dict[str, set[str]] = {}
+        for table, columns in cursor.fetchall():
+            found.setdefault(table, set()).update(bytes(columns).decode()[:-1].split("\0"))
+    assert found == TOLD_OF
