@@ -323,10 +323,13 @@ class RequestUserDelta(Seen):
 
 
 class RollupHorizon(models.Model):
-    """How far back request_rollups reaches with spans of one length; no row: to the beginning."""
+    """How far back request_rollups reaches with spans of one length; no row: to the beginning.
+
+    0 minutes stands for the rows of request_logs.
+    """
 
     minutes = models.SmallIntegerField(primary_key=True)
-    kept_since = models.DateTimeField(db_comment="Shorter spans than a day are pruned before it.")
+    kept_since = models.DateTimeField(db_comment="Spans of this length are gone before it.")
 
     class Meta:
         db_table = "request_rollup_horizons"

@@ -29,10 +29,10 @@ from monitoring.models import RequestRollup
 from monitoring.queries import ALL_TENANTS
 from registry.periodic import Stop, never
 
-__all__ = ["rollups_compact", "rollups_prune", "rollups_rebuild"]
+__all__ = ["log_kept_since", "rollups_compact", "rollups_prune", "rollups_rebuild"]
 
 BATCH = 10_000  # deltas of each kind in a transaction: about half a second
-FIVE_MINUTES, HOUR = 5, 60
+LOG, FIVE_MINUTES, HOUR = 0, 5, 60  # minutes, as request_rollup_horizons has them
 DAY = timedelta(days=1)
 
 # The tenants are found by leaps through the primary key, so that their old rows are, too.
@@ -116,9 +116,21 @@ def _prune(minutes: int, *, before: datetime) -> int:
     if minutes == HOUR:
         for table in ("request_usage", "request_users"):
             done += _delete(table, before=before, more=sql.SQL("true"))
+    _advance(minutes, before)
+    return done
+
+
+def log_kept_since(before: datetime) -> None:
+    """Tell readers that the log's rows before a time are about to be dropped.
+
+    Their figures stay; a window that begins there begins with full five minutes.
+    """
+    _advance(LOG, before)
+
+
+def _advance(minutes: int, before: datetime) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_ADVANCE, [minutes, before])
-    return done
 
 
 def _delete(table: str, *, before: datetime, more: sql.Composable) -> int:

@@ -165,9 +165,7 @@ class Migration(migrations.Migration):
                 ("minutes", models.SmallIntegerField(primary_key=True, serialize=False)),
                 (
                     "kept_since",
-                    models.DateTimeField(
-                        db_comment="Shorter spans than a day are pruned before it."
-                    ),
+                    models.DateTimeField(db_comment="Spans of this length are gone before it."),
                 ),
             ],
             options={

@@ -10,7 +10,8 @@ from django.db.models import F
 
 from monitoring.audit import Actor, audit_write
 from monitoring.averages import moving_average
-from monitoring.models import DataRetentionPolicy
+from monitoring.models import DataRetentionPolicy, RequestLog
+from monitoring.rollups import log_kept_since
 from registry.db.partitions import (
     Dropped,
     PartitionsError,
@@ -51,6 +52,8 @@ def partitions_retire(*, at: datetime, stop: Stop = never) -> int:
         if stop():
             break
         began = time.monotonic()
+        if table == RequestLog._meta.db_table:
+            _tell_readers(at, _age(policy))
         gone = partitions_drop(at=at, keep={table: _age(policy)})[table]
         _note(policy, gone, at=at, milliseconds=(time.monotonic() - began) * 1000)
         dropped += gone.partitions
@@ -59,6 +62,15 @@ def partitions_retire(*, at: datetime, stop: Stop = never) -> int:
     if failures:
         raise PartitionsError(" ".join(failures))
     return dropped
+
+
+def _tell_readers(at: datetime, age: timedelta) -> None:
+    """Before the drop: a summary that is read meanwhile is to find its figures elsewhere."""
+    table = RequestLog._meta.db_table
+    found = read_partitions(connection, table)
+    expired = plan_expired(found, table=table, at=at, keep=age)
+    if expired:
+        log_kept_since(max(step.span.until for step in expired))
 
 
 def partitions_missing(at: datetime) -> int:

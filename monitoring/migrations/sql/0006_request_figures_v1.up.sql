@@ -16,7 +16,8 @@ RETURNS TABLE (
 )
 LANGUAGE sql STABLE PARALLEL SAFE SECURITY INVOKER ROWS 1 AS $$
     WITH asked AS MATERIALIZED (
-        -- Where short spans are pruned, the window begins with the longer one that holds its start.
+        -- Where short spans are pruned, the window begins with the longer one that holds its start;
+        -- where the log's own rows are gone (0 minutes), with the five minutes.
         SELECT
             request_figures.tenant AS tenant_id,
             CASE
@@ -24,6 +25,8 @@ LANGUAGE sql STABLE PARALLEL SAFE SECURITY INVOKER ROWS 1 AS $$
                     THEN date_bin('1 day', w.since, '2000-01-01 00:00:00+00')
                 WHEN w.since < (SELECT h.kept_since FROM request_rollup_horizons h WHERE h.minutes = 5)
                     THEN date_bin('1 hour', w.since, '2000-01-01 00:00:00+00')
+                WHEN w.since < (SELECT h.kept_since FROM request_rollup_horizons h WHERE h.minutes = 0)
+                    THEN date_bin('5 minutes', w.since, '2000-01-01 00:00:00+00')
                 ELSE w.since
             END AS since,
             w.until
@@ -126,4 +129,4 @@ LANGUAGE sql STABLE PARALLEL SAFE SECURITY INVOKER ROWS 1 AS $$
     CROSS JOIN percentiles p
 $$;
 COMMENT ON FUNCTION request_figures(uuid, timestamptz, timestamptz) IS
-    'Exactly one row over the calls from since up to and without until, of a tenant or (zero UUID) of all: counts, sums and the maximum exact, percentiles (as percentile_cont) within 2 % of the exact ones; NULL where there is nothing. Durations in milliseconds. Where request_rollup_horizons says that short spans are pruned, the window begins with the hour or day that holds since.';
+    'Exactly one row over the calls from since up to and without until, of a tenant or (zero UUID) of all: counts, sums and the maximum exact, percentiles (as percentile_cont) within 2 % of the exact ones; NULL where there is nothing. Durations in milliseconds. Where request_rollup_horizons says that short spans or the rows of the log are gone, the window begins with the five minutes, hour or day that holds since.';

@@ -14,7 +14,9 @@ from psycopg import sql
 
 from monitoring import tasks
 from monitoring.models import AuditLog, DataRetentionPolicy, RequestLog
+from monitoring.queries import ALL_TENANTS
 from monitoring.retention.partitions import partitions_expired, partitions_missing
+from monitoring.rollups import rollups_compact
 from registry.db.partitions import PartitionsError, partitioned_tables, read_partitions
 from tests.factories import DataRetentionPolicyFactory, RequestLogFactory
 
@@ -90,6 +92,29 @@ def test_old_partitions_go_with_their_rows_and_the_policy_remembers() -> None:
     assert not RequestLog.objects.filter(id=gone.id).exists()
     assert tasks.partitions_remove(at=later) == 0
     assert AuditLog.objects.filter(action="retention_policy.apply").count() == 1
+
+
+def test_what_is_dropped_from_the_log_stays_in_the_summaries() -> None:
+    """A window that begins within five minutes whose rows are gone begins with them."""
+    DataRetentionPolicyFactory(retention_days=30)
+    begins = now().replace(minute=10, second=0, microsecond=0)
+    RequestLogFactory.create_batch(3, request_time=begins + timedelta(minutes=2))
+    RequestLogFactory(request_time=begins + timedelta(minutes=7))
+    rollups_compact()
+
+    def requests() -> int:
+        with connection.cursor() as cursor:
+            since = begins + timedelta(minutes=1)
+            cursor.execute(
+                "SELECT requests FROM request_figures(%s, %s, %s)",
+                [ALL_TENANTS, since, begins + DAY],
+            )
+            return cursor.fetchone()[0]
+
+    assert requests() == 4
+    assert tasks.partitions_remove(at=now() + 32 * DAY) > 0
+    assert not RequestLog.objects.exists()
+    assert requests() == 4
 
 
 @pytest.mark.parametrize("change", [{"is_active": False}, {"conditions": {"status_code": 200}}])
