@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -122,7 +123,7 @@ class DataPlane:
         steps = {
             "log": self.log.stop(),
             "usage": self._write_usage(),
-            "tools": self._write_tool_usage(),
+            "tools": self.usage.flush_tools(self.pool, at_last=True),
             "breakers": self.breaker.write_kept(),
             "gauges": self.gauges.remove(self.pool),
         }
@@ -256,9 +257,12 @@ def _names_a_change(label: str) -> bool:
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-    """Repeat for ever; a database that is away is met again at the next round."""
+    """Repeat for ever; a database that is away is met again at the next round.
+
+    Never in step with other processes, so that each gets its turn at a row that several write.
+    """
     while True:
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds * random.uniform(0.75, 1.25))  # noqa: S311
         try:
             await work()
         except (psycopg.Error, DatabaseError) as error:

@@ -17,6 +17,9 @@ from registry.db.pool import Pool
 __all__ = ["Usage"]
 
 MAX_TOOLS = 10_000
+# A tool's row that another process has written is left alone for so long, or the writes of a row
+# would grow with the number of processes.
+FRESH_SECONDS = 50.0
 
 
 @dataclass(slots=True)
@@ -66,14 +69,18 @@ class Usage:
             _merge(self.rules, rules)
             raise
 
-    async def flush_tools(self, pool: Pool) -> None:
-        """Add the sums of tools to their rows: seldom, as indexes cover what changes."""
+    async def flush_tools(self, pool: Pool, *, at_last: bool = False) -> None:
+        """Add the sums of tools to their rows: seldom, as indexes cover what changes.
+
+        Sums of rows that were just written are kept for the next time; `at_last` there is none.
+        """
         tools, self.tools = self.tools, _sums()
         try:
-            await _write(pool, ((_TOOLS, tools),))
+            kept = await _write_tools(pool, tools, fresh=0.0 if at_last else FRESH_SECONDS)
         except BaseException:
             _merge(self.tools, tools)
             raise
+        _merge(self.tools, kept)
 
 
 async def _write(pool: Pool, work: Iterable[tuple[str, dict[Any, _Sum]]]) -> None:
@@ -81,9 +88,19 @@ async def _write(pool: Pool, work: Iterable[tuple[str, dict[Any, _Sum]]]) -> Non
     due = [(statement, sums) for statement, sums in work if sums]
     if not due:
         return
-    async with pool.connection() as connection, connection.transaction():
+    async with pool.connection() as connection:
         for statement, sums in due:
             await connection.execute(statement, _columns(sums))
+
+
+async def _write_tools(pool: Pool, tools: dict[Any, _Sum], *, fresh: float) -> dict[Any, _Sum]:
+    """Write what is due; returns the rest. Names that are no tool's are forgotten."""
+    if not tools:
+        return {}
+    async with pool.connection() as connection:
+        cursor = await connection.execute(_TOOLS, _columns(tools) | {"fresh": fresh})
+        places = {place for (place,) in await cursor.fetchall()}
+    return {key: sums for place, (key, sums) in enumerate(tools.items(), 1) if place in places}
 
 
 def _merge(into: dict[Any, _Sum], kept: dict[Any, _Sum]) -> None:
@@ -141,20 +158,27 @@ UPDATE server_access_control r
    SET access_count = r.access_count + u.calls, last_access = greatest(r.last_access, u.last)
   FROM locked JOIN used u USING (id) WHERE r.id = locked.id
 """
+# Returns the places of those left alone. A row that somebody writes just now is looked at again
+# when its lock is free, so that what is not locked in the end is what is left.
 _TOOLS = """
 WITH used AS (
     SELECT * FROM unnest(%(ids)s::uuid[], %(names)s::text[], %(calls)s::bigint[],
                          %(errors)s::bigint[], %(milliseconds)s::float8[],
-                         %(last)s::timestamptz[]) AS u(server_id, name, calls, errors, ms, last)),
+                         %(last)s::timestamptz[]) WITH ORDINALITY
+                  AS u(server_id, name, calls, errors, ms, last, place)),
 locked AS (
     SELECT t.id, u.* FROM server_tools t JOIN used u USING (server_id, name)
-     ORDER BY t.id FOR UPDATE OF t)
-UPDATE server_tools t
-   SET total_calls = t.total_calls + l.calls,
-       success_count = t.success_count + l.calls - l.errors,
-       error_count = t.error_count + l.errors,
-       avg_execution_time = (coalesce(t.avg_execution_time, 0) * t.total_calls + l.ms)
-                            / (t.total_calls + l.calls),
-       last_used_at = greatest(t.last_used_at, l.last)
-  FROM locked l WHERE t.id = l.id
+     WHERE abs(extract(epoch FROM now() - t.last_used_at)) < %(fresh)s IS NOT TRUE
+     ORDER BY t.id FOR UPDATE OF t),
+written AS (
+    UPDATE server_tools t
+       SET total_calls = t.total_calls + l.calls,
+           success_count = t.success_count + l.calls - l.errors,
+           error_count = t.error_count + l.errors,
+           avg_execution_time = (coalesce(t.avg_execution_time, 0) * t.total_calls + l.ms)
+                                / (t.total_calls + l.calls),
+           last_used_at = greatest(t.last_used_at, l.last)
+      FROM locked l WHERE t.id = l.id)
+SELECT u.place FROM server_tools t JOIN used u USING (server_id, name)
+ WHERE u.place NOT IN (SELECT l.place FROM locked l)
 """
