@@ -11,6 +11,7 @@ every few milliseconds.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -56,6 +57,7 @@ def main() -> int:
     parser.add_argument("--writers", type=int, default=2)
     parser.add_argument("--readers", type=int, default=2)
     chosen = parser.parse_args()
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
     django.setup()
     with _scratch_database() as version:
         _out(f"PostgreSQL {version}; {chosen.writers} writers, {chosen.readers} readers")
