@@ -16,6 +16,7 @@ from procrastinate.contrib.django import app
 from procrastinate.jobs import DeleteJobCondition
 
 from registry.db.crossing import cross_tenants
+from registry.db.partitions import partitions_check
 
 __all__ = ["run_worker"]
 
@@ -31,7 +32,7 @@ AT_START = ("partitions_create",)
 def run_worker(*, concurrency: int, told: Callable[[str], object]) -> None:
     """Work until SIGTERM or SIGINT; a database that goes away is waited for.
 
-    CrossingError when it may not act for every tenant.
+    CrossingError when it may not act for every tenant, PartitionsError when not as the owner.
 
     Jobs are synchronous functions in threads, so `concurrency` is the number of database
     connections that jobs use; the queue itself takes up to four more.
@@ -79,6 +80,7 @@ async def _queue() -> AsyncIterator[None]:
 async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event) -> None:
     try:
         await asyncio.to_thread(cross_tenants)
+        await asyncio.to_thread(partitions_check)
         async with _queue():
             await _queue_what_is_due_at_start()
             worker = asyncio.create_task(

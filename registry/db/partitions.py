@@ -17,12 +17,13 @@ from functools import partial
 
 from django.apps import apps
 from django.conf import settings
-from django.db import Error, IntegrityError
+from django.db import Error, IntegrityError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psqlextra.models import PostgresPartitionedModel
 from psqlextra.types import PostgresPartitioningMethod
 from psycopg import errors, sql
 
+from registry.db.crossing import acting_as_owner
 from registry.db.direct import (
     BRIEF_LOCK_MS,
     direct_connections,
@@ -49,6 +50,7 @@ __all__ = [
     "partition_name",
     "partition_size",
     "partitioned_tables",
+    "partitions_check",
     "partitions_drop",
     "partitions_make",
     "plan_expired",
@@ -408,6 +410,12 @@ _ABOUT_ROWS = """
 SELECT greatest(reltuples, pg_stat_get_live_tuples(oid), 0)::bigint
   FROM pg_class WHERE oid = to_regclass(quote_ident(%s))
 """
+_FOREIGN = """
+SELECT string_agg(relname, ', ' ORDER BY relname), session_user
+  FROM pg_class
+ WHERE relnamespace = current_schema()::regnamespace AND relkind = 'p' AND relname = ANY(%s)
+   AND NOT pg_has_role(session_user, relowner, 'USAGE')
+"""
 _PATIENT = {Verb.DETACH, Verb.FINALIZE}
 
 
@@ -461,6 +469,22 @@ def partitions_make(
     if failures:
         raise _in_one(failures)
     return made
+
+
+def partitions_check(*, using: str = "default") -> None:
+    """PartitionsError where this process could make no partition. Leaves nothing open."""
+    connection = connections[using]
+    try:
+        with acting_as_owner(using=using), connection.cursor() as cursor:
+            cursor.execute(_FOREIGN, [partitioned_tables()])
+            tables, user = cursor.fetchone()
+    finally:
+        connection.close()
+    if tables:
+        raise PartitionsError(
+            f"The database role {user} does not own {tables} and could make no partitions: set "
+            "DATABASE_MAINTENANCE_URL to their owner, as for init_db."
+        )
 
 
 def partitions_drop(*, at: datetime, keep: Mapping[str, timedelta]) -> dict[str, Dropped]:

@@ -5,6 +5,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from gateway.worker import run_worker
 from registry.db.crossing import CrossingError
+from registry.db.partitions import PartitionsError
 
 
 class Command(BaseCommand):
@@ -25,5 +26,5 @@ class Command(BaseCommand):
             )
         try:
             run_worker(concurrency=concurrency, told=self.stdout.write)
-        except CrossingError as error:
+        except (CrossingError, PartitionsError) as error:
             raise CommandError(str(error)) from None

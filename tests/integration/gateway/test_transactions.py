@@ -8,16 +8,18 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection, connections
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, RequestFactory
 
+from gateway import worker
 from gateway.middleware import TransactionMiddleware
 from gateway.schema import owners_connection
 from monitoring.tasks import tables_analyze
 from registry import services
 from registry.db import crossing, roles
+from registry.db.partitions import partitions_check
 from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE, tenant_transaction
 from registry.models import MCPServer, ServerMetric, Tenant
 from security.models import User
@@ -259,6 +261,23 @@ def test_an_owner_without_rights_is_told_the_sql(
         with connection.cursor() as cursor:
             cursor.execute("DROP OWNED BY wall_owner")
             cursor.execute("DROP ROLE wall_owner")
+
+
+def test_a_worker_that_could_make_no_partitions_does_not_start(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def started() -> None:
+        raise AssertionError("it started")
+
+    monkeypatch.setattr(worker, "_queue_what_is_due_at_start", started)
+    settings.DEBUG = True  # with the secrets of development
+    owner = {"USER": connection.settings_dict["USER"]}
+    settings.DATABASE_MAINTENANCE = None
+    with logged_in_as_app(), crossing.crossing_tenants():
+        with pytest.raises(CommandError, match=r"own audit_logs, .* set DATABASE_MAINTENANCE_URL"):
+            call_command("worker")
+        settings.DATABASE_MAINTENANCE = owner
+        partitions_check()
 
 
 def _refused() -> list[str]:
