@@ -329,6 +329,15 @@ def test_what_a_dba_has_to_do_is_told_before_anything_can_fail(
     assert f'GRANT "{OPERATOR_ROLE}" TO "bare_owner"' in told
 
 
+def test_a_schema_that_is_not_the_owners_is_left_to_the_dba(bare_owner: str) -> None:
+    for role in (OPERATOR_ROLE, APP_ROLE):
+        _run(f"GRANT {role} TO {bare_owner}")
+    _run(f"GRANT CREATE ON SCHEMA public TO {APP_ROLE}")
+    with owners_connection():
+        refused = [step.text() for step in roles.walls_raise().refused if not step.is_optional]
+    assert refused == [f'REVOKE CREATE ON SCHEMA "public" FROM "{APP_ROLE}", PUBLIC;']
+
+
 def test_rights_by_way_of_another_role_are_enough(bare_owner: str) -> None:
     _run("CREATE ROLE bare_team")
     try:
