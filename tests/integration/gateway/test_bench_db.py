@@ -115,7 +115,13 @@ def test_traffic_goes_on_while_optimize_db_builds(document):
 def test_ctrl_c_leaves_no_database(tmp_path):
     with (tmp_path / "out").open("w") as out:
         before = scratch_databases()
-        run = subprocess.Popen(command("--requests", "20000"), stdout=out, stderr=out)
+        run = subprocess.Popen(
+            command("--requests", "20000"),
+            stdout=out,
+            stderr=out,
+            # A shell's background job ignores Ctrl-C, and so would what it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         try:
             wait_until(lambda: scratch_databases() - before)
         finally:
