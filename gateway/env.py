@@ -90,7 +90,7 @@ def folder(raw: str) -> Path:
     """An absolute path that is a folder, or nothing yet."""
     found = Path(raw)
     if not found.is_absolute():
-        raise ValueError(f"'{raw}' is not an absolute path; write /var/lib/mcp-gateway/spool.")
+        raise ValueError(f"'{raw}' is not an absolute path, such as /var/lib/mcp-gateway.")
     if found.exists() and not found.is_dir():
         raise ValueError(f"'{raw}' is not a folder; name another path.")
     return found

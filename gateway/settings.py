@@ -42,6 +42,7 @@ GATEWAY_STALE_SECONDS = env.read("GATEWAY_STALE_SECONDS", env.natural, 300)
 GATEWAY_TRUSTED_PROXIES: list[env.Network] = env.read("GATEWAY_TRUSTED_PROXIES", env.networks, [])
 # Log rows while PostgreSQL is away, and audit rows until it has them.
 GATEWAY_SPOOL_DIR = env.read("GATEWAY_SPOOL_DIR", env.folder, LOCAL_DIR / "spool")
+GATEWAY_ARCHIVE_DIR = env.read("GATEWAY_ARCHIVE_DIR", env.folder, None)
 GATEWAY_SPOOL_MAX_BYTES = env.read("GATEWAY_SPOOL_MAX_BYTES", env.positive_int, 512 * 2**20)
 # A check waits this long for a server; above the second figure it calls the server degraded.
 GATEWAY_HEALTH_TIMEOUT_MS = env.read("GATEWAY_HEALTH_TIMEOUT_MS", env.positive_int, 10_000)

@@ -658,6 +658,7 @@ class DataRetentionPolicyAdmin(NotedMixin, ServiceAdmin):
                     ("table_name", "date_column"),
                     ("retention_days", "batch_size"),
                     "conditions",
+                    "archive",
                 ),
                 "description": CONDITIONS_HELP,
             },

@@ -489,6 +489,11 @@ class DataRetentionPolicy(UUIDModel, TimestampedModel):
     retention_days = models.PositiveIntegerField(validators=[MinValueValidator(1)])
     batch_size = models.PositiveIntegerField(default=1000, validators=[MinValueValidator(1)])
     conditions = models.JSONField(default=dict, blank=True)
+    archive = models.BooleanField(
+        default=False,
+        help_text="Write what goes to Parquet files in GATEWAY_ARCHIVE_DIR of the worker first; "
+        "only for the partitioned logs.",
+    )
     is_active = models.BooleanField(default=True)
     last_run = models.DateTimeField(null=True, blank=True)
     next_run = models.DateTimeField(null=True, blank=True)

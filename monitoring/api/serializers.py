@@ -124,9 +124,9 @@ class RetentionPolicySerializer(serializers.ModelSerializer[DataRetentionPolicy]
         model = DataRetentionPolicy
         fields = [
             "id", "name", "description", "table_name", "date_column", "retention_days",
-            "batch_size", "conditions", "is_active", "last_run", "next_run", "total_deleted",
-            "last_deleted_count", "avg_execution_time_ms", "last_error", "created_at",
-            "updated_at",
+            "batch_size", "conditions", "archive", "is_active", "last_run", "next_run",
+            "total_deleted", "last_deleted_count", "avg_execution_time_ms", "last_error",
+            "created_at", "updated_at",
         ]  # fmt: skip
         read_only_fields = [
             "last_run", "next_run", "total_deleted", "last_deleted_count",

@@ -11,6 +11,7 @@ from django.db.models import F
 from monitoring.audit import Actor, audit_write
 from monitoring.averages import moving_average
 from monitoring.models import DataRetentionPolicy, RequestLog
+from monitoring.retention.archive import archive_obstacle, archive_partition
 from monitoring.rollups import log_kept_since
 from registry.db.partitions import (
     Dropped,
@@ -26,6 +27,7 @@ from registry.db.partitions import (
 from registry.periodic import Stop, never
 
 __all__ = [
+    "expiring_policy",
     "partitions_expired",
     "partitions_missing",
     "partitions_prepare",
@@ -52,9 +54,7 @@ def partitions_retire(*, at: datetime, stop: Stop = never) -> int:
         if stop():
             break
         began = time.monotonic()
-        if table == RequestLog._meta.db_table:
-            _tell_readers(at, _age(policy))
-        gone = partitions_drop(at=at, keep={table: _age(policy)})[table]
+        gone = _retire(table, policy, at=at)
         _note(policy, gone, at=at, milliseconds=(time.monotonic() - began) * 1000)
         dropped += gone.partitions
         if gone.error:
@@ -62,6 +62,15 @@ def partitions_retire(*, at: datetime, stop: Stop = never) -> int:
     if failures:
         raise PartitionsError(" ".join(failures))
     return dropped
+
+
+def _retire(table: str, policy: DataRetentionPolicy, *, at: datetime) -> Dropped:
+    if policy.archive and (obstacle := archive_obstacle()):
+        return Dropped(error=PartitionsError(f"{table}: nothing is dropped. {obstacle}"))
+    if table == RequestLog._meta.db_table:
+        _tell_readers(at, _age(policy))
+    before_drop = archive_partition if policy.archive else None
+    return partitions_drop(at=at, keep={table: _age(policy)}, before_drop=before_drop)[table]
 
 
 def _tell_readers(at: datetime, age: timedelta) -> None:
@@ -90,6 +99,12 @@ def partitions_expired(at: datetime) -> int:
         for table, age in _ages().items()
         for found in [read_partitions(connection, table)]
     )
+
+
+def expiring_policy(*, table: str, until: datetime, at: datetime) -> DataRetentionPolicy | None:
+    """The policy that drops a partition of the table which ends then; None: it stays."""
+    policy = _policies().get(table)
+    return policy if policy is not None and until <= at - _age(policy) else None
 
 
 def _policies() -> dict[str, DataRetentionPolicy]:

@@ -49,6 +49,7 @@ class Preview:
     size_bytes: int
     is_estimate: bool
     partitions: int | None = None
+    is_archived: bool = False
 
     def __str__(self) -> str:
         rows = f"{'about ' if self.is_estimate else ''}{self.rows:,} rows"
@@ -57,6 +58,7 @@ class Preview:
         return (
             f"{rows}{whole} (about {size}) of {self.table},"
             f" where {self.column} is before {self.before:%Y-%m-%d %H:%M} UTC"
+            f"{'; archived first' if self.is_archived else ''}"
         )
 
 
@@ -80,6 +82,7 @@ def preview(policy: Policy, *, at: datetime) -> Preview:
         size_bytes=size,
         is_estimate=is_estimate,
         partitions=partitions,
+        is_archived=policy.archive,
     )
 
 

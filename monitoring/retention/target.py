@@ -27,6 +27,7 @@ class Policy(Protocol):
     retention_days: int
     batch_size: int
     conditions: Any
+    archive: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,10 @@ class Target:
 def target_of(policy: Policy) -> Target:
     """Check a policy against the catalogue; ValidationError names the field and what to write."""
     relation = _relation(policy)
+    if policy.archive and not relation.is_partitioned:
+        raise ValidationError(
+            {"archive": f"Only partitioned logs are archived; {relation.name} loses single rows."}
+        )
     _within(policy, "batch_size", LARGEST_BATCH)
     return Target(
         table=sql.Identifier(policy.table_name),

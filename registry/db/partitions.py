@@ -254,7 +254,8 @@ def _longer_name(table: str, span: Span) -> str:
 
 
 class Verb(Enum):
-    CREATE = "create"
+    MAKE = "make"  # alone, to be filled before it is attached; no plan does that
+    CREATE = "create"  # make and attach
     ATTACH = "attach"
     DETACH = "detach"
     FINALIZE = "finalize"
@@ -381,7 +382,7 @@ def _cut(spans: Iterable[Span], size: timedelta) -> Iterator[Span]:
 # needs no proof by a CHECK: SHARE UPDATE EXCLUSIVE on the parent is all that others can notice.
 # LIKE makes the indexes, which ATTACH joins to the parent's: nothing is built twice.
 # The parent's wall does not stand before its partitions, so default privileges are taken back.
-_CREATE = """
+_MAKE = """
 CREATE TABLE {name} (LIKE {table} INCLUDING ALL);
 COMMENT ON TABLE {name} IS {remark};
 REVOKE ALL ON {name} FROM PUBLIC;
@@ -395,12 +396,12 @@ BEGIN
         EXECUTE format('REVOKE ALL ON %I FROM %I', {name_text}, role);
     END LOOP;
 END $$;
-ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({since}) TO ({until});
 """
+_ATTACH = "ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({since}) TO ({until});"
 _STATEMENTS = {
-    Verb.CREATE: _CREATE,
-    Verb.ATTACH: "ALTER TABLE {table} ATTACH PARTITION {name} "
-    "FOR VALUES FROM ({since}) TO ({until})",
+    Verb.MAKE: _MAKE,
+    Verb.CREATE: _MAKE + _ATTACH,
+    Verb.ATTACH: _ATTACH,
     Verb.DETACH: "ALTER TABLE {table} DETACH PARTITION {name} CONCURRENTLY",
     Verb.FINALIZE: "ALTER TABLE {table} DETACH PARTITION {name} FINALIZE",
     Verb.DROP: "DROP TABLE {name}",
@@ -417,6 +418,9 @@ SELECT string_agg(relname, ', ' ORDER BY relname), session_user
    AND NOT pg_has_role(session_user, relowner, 'USAGE')
 """
 _PATIENT = {Verb.DETACH, Verb.FINALIZE}
+
+# Is called before a detached partition is dropped; PartitionsError keeps it.
+BeforeDrop = Callable[[BaseDatabaseWrapper, Step], None]
 
 
 def statement(step: Step) -> sql.Composed:
@@ -487,18 +491,21 @@ def partitions_check(*, using: str = "default") -> None:
         )
 
 
-def partitions_drop(*, at: datetime, keep: Mapping[str, timedelta]) -> dict[str, Dropped]:
+def partitions_drop(
+    *, at: datetime, keep: Mapping[str, timedelta], before_drop: BeforeDrop | None = None
+) -> dict[str, Dropped]:
     """Remove, of the tables named in `keep`, the partitions that are older; what was removed.
 
     Blocks no read and no write: it waits for those that still read the partition. What fails for
-    a table is in its result, and keeps no other one from its turn.
+    a table is in its result, and keeps no other one from its turn. A partition that `before_drop`
+    refuses stays detached, and is asked about again by the next run.
     """
     dropped: dict[str, Dropped] = {}
     with _session() as connection:
         for table, age in keep.items():
             plan = partial(plan_expired, table=table, at=at, keep=age)
             failures = list[PartitionsError]()
-            done = _carry_out(connection, table, plan, failures)
+            done = _carry_out(connection, table, plan, failures, before_drop)
             rows = [removed for step, removed in done if step.verb is Verb.DROP]
             error = _in_one(failures) if failures else None
             dropped[table] = Dropped(partitions=len(rows), rows=sum(rows), error=error)
@@ -510,6 +517,7 @@ def _carry_out(
     table: str,
     plan: Callable[[Sequence[Partition]], list[Step]],
     failures: list[PartitionsError],
+    before_drop: BeforeDrop | None = None,
 ) -> Iterator[tuple[Step, int]]:
     """Run what is to be done; each step with the rows that it removed, and adds to `failures`.
 
@@ -519,7 +527,8 @@ def _carry_out(
     refused: dict[str, str] = {}
     for seconds in (*BACK_OFF_SECONDS, None):
         try:
-            yield from _attempt(connection, plan(read_partitions(connection, table)), refused)
+            steps = plan(read_partitions(connection, table))
+            yield from _attempt(connection, steps, refused, before_drop)
         except PartitionsError as error:
             failures.append(error)
         except Error as error:
@@ -534,14 +543,22 @@ def _carry_out(
 
 
 def _attempt(
-    connection: BaseDatabaseWrapper, steps: Iterable[Step], refused: dict[str, str]
+    connection: BaseDatabaseWrapper,
+    steps: Iterable[Step],
+    refused: dict[str, str],
+    before_drop: BeforeDrop | None,
 ) -> Iterator[tuple[Step, int]]:
     """Run the steps, but none of a partition of which one was refused; those are added."""
     for step in steps:
         if step.name in refused:
             continue
         try:
+            if before_drop and step.verb is Verb.DROP:
+                before_drop(connection, step)
             rows = _execute(connection, step)
+        except PartitionsError as error:
+            refused[step.name] = str(error).rstrip(".")
+            logger.warning("partition %s is kept: %s", step.name, error)
         except Error as error:
             if is_about_locks(error) or not connection.is_usable():
                 raise

@@ -106,6 +106,7 @@ def test_nothing_warns_at_start(debug: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
+        ("GATEWAY_ARCHIVE_DIR", "archive", "not an absolute path"),
         ("GATEWAY_SPOOL_DIR", "spool", "not an absolute path"),
         ("GATEWAY_SPOOL_DIR", __file__, "not a folder"),
         ("GATEWAY_SPOOL_MAX_BYTES", "much", "not a whole number"),
