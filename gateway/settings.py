@@ -218,7 +218,7 @@ UNFOLD = {
     "SCRIPTS": ["gateway.admin_site.script"],
     "STYLES": ["gateway.admin_site.style"],
     "SHOW_BACK_BUTTON": True,
-    "DASHBOARD_CALLBACK": "gateway.admin_site.glance",
+    "DASHBOARD_CALLBACK": "gateway.dashboard.overview.overview",
     "SIDEBAR": {"show_search": True, "navigation": "gateway.admin_site.sidebar"},
     "COLORS": {
         "primary": {

@@ -6,6 +6,7 @@ Each answers with dictionaries whose keys are the columns that the interface pro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -13,15 +14,28 @@ from django.db import connection
 
 __all__ = [
     "ALL_TENANTS",
+    "SERIES_STEPS",
     "database_sizes",
     "fetch_rows",
     "index_usage",
     "performance_metrics",
     "request_performance",
+    "request_series",
+    "slowest_statements",
     "tenant_usage",
+    "top_tenants",
+    "top_tools",
 ]
 
 Row = dict[str, Any]
+
+# How long a step of a series is, by the hours that it spans.
+SERIES_STEPS = {
+    1: timedelta(minutes=5),
+    24: timedelta(minutes=30),
+    168: timedelta(hours=3),
+}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # What stands for all tenants together in the rollups.
 ALL_TENANTS = UUID(int=0)
@@ -34,6 +48,57 @@ SELECT tenant.slug AS tenant, usage.*
  ORDER BY wanted.place
 """
 
+# One range of the primary key a tenant: the window is read, whatever the tables hold besides.
+_TOP_TOOLS = """
+WITH used AS (
+    SELECT part.server_id, part.tool_name, sum(part.requests)::bigint AS requests,
+           sum(part.errors)::bigint AS errors, sum(part.sum_ms) AS sum_ms
+      FROM (SELECT %(none)s::uuid AS id UNION ALL SELECT id FROM tenants) AS tenant
+     CROSS JOIN LATERAL (
+           SELECT u.server_id, u.tool_name, u.requests, u.errors, u.sum_ms
+             FROM request_usage AS u
+            WHERE u.tenant_id = tenant.id AND u.bucket >= %(since)s AND u.bucket < %(until)s
+            UNION ALL
+           SELECT d.server_id, d.tool_name, d.requests, d.errors, d.sum_ms
+             FROM request_usage_deltas AS d
+            WHERE d.tenant_id = tenant.id AND d.bucket >= %(since)s AND d.bucket < %(until)s
+           ) AS part
+     WHERE part.tool_name <> ''
+     GROUP BY 1, 2
+     ORDER BY 3 DESC, 2 LIMIT %(limit)s
+)
+SELECT used.tool_name, used.server_id, server.slug AS server, used.requests, used.errors,
+       used.sum_ms / nullif(used.requests, 0) AS avg_duration_ms
+  FROM used LEFT JOIN mcp_servers AS server ON server.id = used.server_id
+ ORDER BY used.requests DESC, used.tool_name
+"""
+_TOP_TENANTS = """
+SELECT tenant.id AS tenant_id, tenant.slug AS tenant, sum(part.requests)::bigint AS requests,
+       sum(part.errors)::bigint AS errors,
+       sum(part.sum_ms) / nullif(sum(part.requests), 0) AS avg_duration_ms
+  FROM tenants AS tenant
+ CROSS JOIN LATERAL (
+       SELECT r.requests, r.errors, r.sum_ms FROM request_rollups AS r
+        WHERE r.tenant_id = tenant.id AND r.minutes = 60
+          AND r.bucket >= %(since)s AND r.bucket < %(until)s
+        UNION ALL
+       SELECT d.requests, d.errors, d.sum_ms FROM request_rollup_deltas AS d
+        WHERE d.tenant_id = tenant.id AND d.bucket >= %(since)s AND d.bucket < %(until)s
+       ) AS part
+ GROUP BY tenant.id
+ ORDER BY 3 DESC, 2 LIMIT %(limit)s
+"""
+_SERIES = """
+SELECT * FROM request_series(%(tenant)s, %(since)s, %(until)s, %(step)s)
+"""
+_SLOWEST = """
+SELECT id, query_id, query, window_calls, window_mean_ms, calls, taken_at
+  FROM statement_snapshots
+ WHERE window_mean_ms IS NOT NULL
+   AND taken_at >= (SELECT max(taken_at) FROM statement_snapshots)
+ ORDER BY window_mean_ms * window_calls DESC LIMIT %(limit)s
+"""
+
 
 def request_performance(*, hours: int, tenant_id: UUID | None = None) -> Row:
     """One row over the last hours (1 or more): of a tenant, or of the whole gateway."""
@@ -44,6 +109,30 @@ def request_performance(*, hours: int, tenant_id: UUID | None = None) -> Row:
 def tenant_usage(*, tenant_ids: Sequence[UUID], hours: int) -> list[Row]:
     """One row a tenant, in the order asked for, with its slug as `tenant`."""
     return fetch_rows(_TENANT_USAGE, {"tenants": list(tenant_ids), "hours": hours})
+
+
+def request_series(*, hours: int, at: datetime, tenant_id: UUID | None = None) -> list[Row]:
+    """The last hours (one of SERIES_STEPS) in steps, oldest first; the last step holds `at`."""
+    step = SERIES_STEPS[hours]
+    since = _EPOCH + (at - _EPOCH) // step * step - timedelta(hours=hours) + step
+    window = {"since": since, "until": at, "step": step}
+    return fetch_rows(_SERIES, {"tenant": tenant_id or ALL_TENANTS, **window})
+
+
+def top_tools(*, since: datetime, until: datetime, limit: int) -> list[Row]:
+    """The tools that were called most in whole hours, with their servers; a gone server is None."""
+    window = {"since": since, "until": until, "limit": limit}
+    return fetch_rows(_TOP_TOOLS, {"none": ALL_TENANTS, **window})
+
+
+def top_tenants(*, since: datetime, until: datetime, limit: int) -> list[Row]:
+    """The tenants that called most in whole hours."""
+    return fetch_rows(_TOP_TENANTS, {"since": since, "until": until, "limit": limit})
+
+
+def slowest_statements(*, limit: int) -> list[Row]:
+    """What the database spent most time on between the last two readings of the worker."""
+    return fetch_rows(_SLOWEST, {"limit": limit})
 
 
 def database_sizes() -> list[Row]:

@@ -32,8 +32,10 @@ __all__ = [
     "PerformanceMetricSerializer",
     "RequestLogSerializer",
     "RequestPerformanceSerializer",
+    "RequestSeriesSerializer",
     "RetentionPolicySerializer",
     "RetentionPreviewSerializer",
+    "SlowStatementSerializer",
     "TenantUsageSerializer",
 ]
 
@@ -263,3 +265,24 @@ class PerformanceMetricSerializer(serializers.Serializer[Any]):
     threshold = serializers.FloatField(allow_null=True)
     status = serializers.ChoiceField(choices=["ok", "warning", "critical"], allow_null=True)
     measured_at = serializers.DateTimeField(allow_null=True)
+
+
+class RequestSeriesSerializer(serializers.Serializer[Any]):
+    """Durations in milliseconds; null without calls."""
+
+    bucket = serializers.DateTimeField(help_text="Where the step begins.")
+    requests = serializers.IntegerField()
+    errors = serializers.IntegerField(help_text="Calls with a status of 400 or above.")
+    avg_duration_ms = serializers.FloatField(allow_null=True)
+    p50_duration_ms = serializers.FloatField(allow_null=True)
+    p95_duration_ms = serializers.FloatField(allow_null=True)
+    p99_duration_ms = serializers.FloatField(allow_null=True)
+
+
+class SlowStatementSerializer(serializers.Serializer[Any]):
+    query_id = serializers.IntegerField(help_text="As pg_stat_statements has it.")
+    query = serializers.CharField(help_text="Normalised: $1, $2, … stand for the values.")
+    window_calls = serializers.IntegerField(help_text="Between the last two readings.")
+    window_mean_ms = serializers.FloatField()
+    calls = serializers.IntegerField(help_text="Since the statistics were reset.")
+    taken_at = serializers.DateTimeField()

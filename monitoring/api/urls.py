@@ -15,10 +15,12 @@ router.register("request-logs", views.RequestLogViewSet, basename="request-log")
 
 _TABLES = {
     "summaries/request-performance": views.RequestPerformanceView,
+    "summaries/request-series": views.RequestSeriesView,
     "summaries/tenant-usage": views.TenantUsageView,
     "database/size": views.DatabaseSizeView,
     "database/indexes": views.DatabaseIndexesView,
     "database/performance": views.DatabasePerformanceView,
+    "database/statements": views.DatabaseStatementsView,
 }
 urlpatterns = [
     *router.urls,

@@ -27,8 +27,10 @@ from monitoring.api.serializers import (
     PerformanceMetricSerializer,
     RequestLogSerializer,
     RequestPerformanceSerializer,
+    RequestSeriesSerializer,
     RetentionPolicySerializer,
     RetentionPreviewSerializer,
+    SlowStatementSerializer,
     TenantUsageSerializer,
 )
 from monitoring.models import (
@@ -66,6 +68,7 @@ __all__ = [
 ]
 
 MAX_HOURS = 366 * 24
+MOST_STATEMENTS = 50
 HOURS = OpenApiParameter(
     "hours",
     {"type": "integer", "minimum": 1, "maximum": MAX_HOURS, "default": 24},
@@ -290,6 +293,27 @@ class RequestPerformanceView(TableView):
         return Response(RequestPerformanceSerializer(row).data)
 
 
+class RequestSeriesView(TableView):
+    read_scope = "metrics"
+    parameters = frozenset({"hours"})
+
+    @extend_schema(
+        operation_id="summaries_request_series",
+        summary="Calls of the last hours as a series over time",
+        description="Of the caller's tenant; of the whole gateway for an operator. Steps of 5 "
+        "minutes for an hour, 30 for a day, 3 hours for 7 days (168); the last one is not over.",
+        parameters=[OpenApiParameter("hours", int, enum=list(queries.SERIES_STEPS), default=24)],
+        responses=table_of(RequestSeriesSerializer),
+    )
+    def get(self, request: Request) -> Response:
+        if self.hours not in queries.SERIES_STEPS:
+            known = ", ".join(map(str, queries.SERIES_STEPS))
+            raise ValidationError({"hours": [f"Write one of {known}."]})
+        tenant_id = caller_of(request).tenant_id
+        rows = queries.request_series(hours=self.hours, at=now(), tenant_id=tenant_id)
+        return self.envelope(rows, RequestSeriesSerializer)
+
+
 class TenantUsageView(TableView):
     read_scope = "metrics"
     parameters = frozenset({"hours", "tenant", "cursor", "page_size"})
@@ -356,3 +380,17 @@ class DatabasePerformanceView(TableView):
     )
     def get(self, _request: Request) -> Response:
         return self.envelope(queries.performance_metrics(), PerformanceMetricSerializer)
+
+
+class DatabaseStatementsView(TableView):
+    read_scope = "metrics"
+    operators_only = True
+
+    @extend_schema(
+        operation_id="database_statements",
+        summary="What the database spent most time on between the worker's last two readings",
+        responses=table_of(SlowStatementSerializer),
+    )
+    def get(self, _request: Request) -> Response:
+        rows = queries.slowest_statements(limit=MOST_STATEMENTS)
+        return self.envelope(rows, SlowStatementSerializer)

@@ -11,3 +11,22 @@ document.addEventListener("click", async (event) => {
   }
   button.textContent = button.dataset.copied;
 });
+
+// What the theme leaves without a name: the page's main part, and boxes that stand for a <select>.
+const nameBoxes = () => {
+  for (const box of document.querySelectorAll(".select2:not([data-named])")) {
+    const label = box.parentElement.querySelector("select")?.labels?.[0];
+    if (!label) continue;
+    box.dataset.named = "";
+    for (const part of box.querySelectorAll("[role=combobox], [role=textbox]")) {
+      part.removeAttribute("aria-labelledby"); // names the box by what is chosen: by nothing
+      part.setAttribute("aria-label", label.textContent.trim());
+    }
+  }
+};
+window.addEventListener("load", () => {
+  document.getElementById("main")?.setAttribute("role", "main");
+  nameBoxes();
+  // Boxes are made by scripts, also for rows that are added later.
+  new MutationObserver(nameBoxes).observe(document.body, { childList: true, subtree: true });
+});

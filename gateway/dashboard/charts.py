@@ -1,0 +1,131 @@
+"""Series as charts: what the drawing script takes, and the same figures as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.dashboard.window import Window
+from registry.admin_base import duration, percentage
+
+__all__ = ["Chart", "latency_chart", "traffic_chart"]
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a chart: a column of the series, and how its figures are written."""
+
+    column: str
+    title: str
+    colour: str  # a variable of the admin's stylesheet, or a colour
+    written: Callable[[Any], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A picture with its words: `summary` says in a sentence what a look at it says."""
+
+    title: str
+    summary: str
+    data: str  # JSON as the drawing script takes it
+    legend: list[tuple[str, str]]  # colour, title
+    heads: list[str]
+    table: list[list[str]]
+    is_empty: bool
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+TRAFFIC = (
+    Line("requests", "calls", "var(--color-primary-600)", _count),
+    Line("errors", "failed", "#dc2626", _count),
+)
+LATENCY = (
+    Line("p50_duration_ms", "half within", "var(--color-primary-600)", duration),
+    Line("p95_duration_ms", "95 % within", "#d97706", duration),
+    Line("p99_duration_ms", "99 % within", "#dc2626", duration),
+)
+
+
+def traffic_chart(series: Sequence[Row], window: Window) -> Chart:
+    """Calls and failures."""
+    requests, errors = (sum(row[name] for row in series) for name in ("requests", "errors"))
+    busiest = max(series, key=lambda row: row["requests"], default=None)
+    summary = "No calls."
+    if requests and busiest:
+        summary = (
+            f"{requests:,} calls, {percentage(errors / requests)} of them failed; most,"
+            f" {busiest['requests']:,}, in the {_length(window)} from"
+            f" {busiest['bucket']:{window.label}} UTC."
+        )
+    return _chart("Calls", TRAFFIC, series, window, summary, fill="bar")
+
+
+def latency_chart(series: Sequence[Row], window: Window) -> Chart:
+    """Percentiles of durations."""
+    timed = [row for row in series if row["p95_duration_ms"] is not None]
+    summary = "No calls."
+    if timed:
+        slowest = max(timed, key=lambda row: row["p95_duration_ms"])
+        summary = (
+            f"At the slowest, in the {_length(window)} from {slowest['bucket']:{window.label}} UTC,"
+            f" 95 % of the calls took up to {duration(slowest['p95_duration_ms'])}."
+        )
+    longest = max((row["p99_duration_ms"] for row in timed), default=0)
+    unit = ("s", 1000) if longest >= 10_000 else ("ms", 1)
+    return _chart("Duration", LATENCY, series, window, summary, fill="line", unit=unit)
+
+
+def _length(window: Window) -> str:
+    return duration(window.step.total_seconds() * 1000)
+
+
+def _chart(
+    title: str,
+    lines: Sequence[Line],
+    series: Sequence[Row],
+    window: Window,
+    summary: str,
+    *,
+    fill: str,
+    unit: tuple[str, int] = ("", 1),
+) -> Chart:
+    labels = [f"{row['bucket']:{window.label}}" for row in series]
+    datasets = [_dataset(line, series, fill=fill, unit=unit) for line in lines]
+    shown = [row for row in series if row["requests"]]
+    return Chart(
+        title=title,
+        summary=summary,
+        data=json.dumps({"labels": labels, "datasets": datasets}),
+        legend=[(line.colour, line.title) for line in lines],
+        heads=["from (UTC)", *(line.title for line in lines)],
+        table=[
+            [f"{row['bucket']:{window.label}}", *(line.written(row[line.column]) for line in lines)]
+            for row in shown
+        ],
+        is_empty=not shown,
+    )
+
+
+def _dataset(
+    line: Line, series: Sequence[Row], *, fill: str, unit: tuple[str, int]
+) -> dict[str, Any]:
+    suffix, divisor = unit
+    figures = [row[line.column] for row in series]
+    return {
+        "label": line.title,
+        "type": fill,
+        "data": [value if value is None else round(value / divisor, 3) for value in figures],
+        "borderColor": line.colour,
+        "backgroundColor": line.colour,
+        "displayYAxis": True,
+        "suffixYAxis": suffix,
+        "maxTicksXLimit": 8,
+        "spanGaps": False,
+    }

@@ -1,0 +1,1 @@
+DROP FUNCTION request_series(uuid, timestamptz, timestamptz, interval);

@@ -1,0 +1,153 @@
+"""The pages of figures in a real browser: on a phone, in light and dark, by keyboard, by axe-core.
+
+Screenshots are kept in artefacts/, whatever the outcome.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.utils.timezone import now
+
+from gateway.models import BreakerState, CircuitBreaker
+from monitoring.models import PerformanceAlert, StatementSnapshot
+from monitoring.rollups import rollups_compact
+from registry.models import HealthStatus
+from tests.factories import MCPServerFactory, PerformanceAlertFactory, RequestLogFactory
+from tests.partitions import one_old_partition
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ROOT = Path(__file__).parents[2]
+AXE = ROOT / ".local/peers/node_modules/axe-core/axe.min.js"
+SHOTS = ROOT / "artefacts"
+PAGES = [
+    "/admin/",
+    "/admin/database/",
+    "/admin/monitoring/requestlogentry/",
+    "/admin/monitoring/performancealert/",
+    "/admin/monitoring/performancealert/add/",
+    "/admin/monitoring/dataretentionpolicy/add/",
+    "/admin/registry/mcpserver/",
+    "/admin/security/enhancedapikey/add/",
+]
+
+
+@pytest.fixture
+def busy_day(transactional_db: None) -> None:
+    """Calls of a day, an alert that fires, a broken server and a slow statement."""
+    one_old_partition(days=2)
+    server = MCPServerFactory(slug="code-search", health_status=HealthStatus.UNHEALTHY)
+    CircuitBreaker.objects.filter(server=server).update(state=BreakerState.OPEN)
+    for hour in range(24):
+        for call in range(1 + hour % 5):
+            RequestLogFactory(
+                request_time=now() - timedelta(hours=hour, minutes=call),
+                tenant_id=server.tenant_id,
+                target_server_id=server.pk,
+                tool_name="search_code",
+                status_code=502 if call == 3 else 200,
+                duration_ms=20.0 * (1 + call) ** 2,
+            )
+    rollups_compact()
+    PerformanceAlertFactory(
+        name="Open breakers", is_triggered=True, first_triggered=now(), last_value=1
+    )
+    StatementSnapshot.objects.create(
+        query_id=1,
+        query="SELECT * FROM request_logs WHERE path = $1",
+        calls=9,
+        total_ms=900,
+        window_calls=3,
+        window_mean_ms=100.0,
+    )
+
+
+def shot(page: Any, name: str) -> None:
+    SHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+def serious(page: Any) -> list[str]:
+    """What axe-core calls serious or critical, with the first place of each."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run({resultTypes: ['violations']})")
+    return [
+        f"{one['id']} ({len(one['nodes'])}): {one['nodes'][0]['html'][:200]}"
+        for one in found["violations"]
+        if one["impact"] in {"serious", "critical"}
+    ]
+
+
+@pytest.mark.usefixtures("busy_day")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(scheme: str, page: Any, live_server: Any) -> None:
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed: see .ci/install-peers")
+    page.emulate_media(color_scheme=scheme)
+    faults = {}
+    for path in PAGES:
+        page.goto(f"{live_server.url}{path}")
+        page.wait_for_load_state("networkidle")
+        faults[path] = serious(page)
+        if path in {"/admin/", "/admin/database/"}:
+            shot(page, f"{path.strip('/').replace('/', '-')}-{scheme}")
+    assert {path: found for path, found in faults.items() if found} == {}
+
+
+@pytest.mark.usefixtures("busy_day")
+def test_the_pages_fit_a_phone(page: Any, live_server: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    for path in PAGES:
+        page.goto(f"{live_server.url}{path}")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
+    page.goto(f"{live_server.url}/admin/")
+    shot(page, "admin-phone")
+
+
+@pytest.mark.usefixtures("busy_day")
+def test_charts_are_drawn_and_told_in_words(page: Any) -> None:
+    page.reload()
+    page.wait_for_load_state("networkidle")
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('canvas.chart')].map(c => {"
+        " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        " return d.some(v => v > 0); })"
+    )
+    assert drawn == [True, True]
+    assert page.get_by_role("img", name="Calls:").get_attribute("aria-label").endswith("UTC.")
+    page.get_by_text("The figures").first.click()
+    assert page.get_by_role("region", name="Calls, the figures").is_visible()
+
+
+@pytest.mark.usefixtures("busy_day")
+def test_an_alert_is_acknowledged_by_keyboard(page: Any) -> None:
+    page.reload()
+    button = page.get_by_role("button", name="Acknowledge Open breakers")
+    button.focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("You look after Open breakers").wait_for()
+    assert PerformanceAlert.objects.get().acknowledged_by.username == "boss"
+
+
+@pytest.mark.usefixtures("busy_day")
+def test_the_live_part_is_looked_at_again_without_the_page(page: Any) -> None:
+    page.reload()
+    page.get_by_text("unhealthy", exact=True).wait_for()
+    CircuitBreaker.objects.update(state=BreakerState.CLOSED)
+    page.evaluate("document.body.dataset.same = 'yes'")
+    again = "{target: '#gw-live', select: '#gw-live', swap: 'outerHTML'}"  # as every 30 seconds
+    page.evaluate(f"htmx.ajax('GET', '?window=24', {again})")
+    page.get_by_text("All breakers are closed.").wait_for()
+    assert page.evaluate("document.body.dataset.same") == "yes"
+
+
+@pytest.mark.usefixtures("busy_day")
+def test_a_slow_statement_leads_to_its_plan(page: Any, live_server: Any) -> None:
+    page.goto(f"{live_server.url}/admin/database/")
+    page.get_by_role("link", name="show").click()
+    page.get_by_text("Nothing was run.").wait_for()
+    assert "request_logs" in page.get_by_role("region", name="The plan's text").inner_text()

@@ -1,0 +1,219 @@
+"""The admin's pages of figures: what they say, whom they let in, and what they cost."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils.timezone import now
+
+from gateway.dashboard.metrics import Measured, problems
+from gateway.defaults import defaults_ensure
+from gateway.models import BreakerState, CircuitBreaker
+from monitoring.models import AlertEvent, AuditLog, PerformanceAlert, StatementSnapshot
+from monitoring.rollups import rollups_compact
+from registry.audit import Actor
+from registry.models import HealthStatus
+from security.models import Role
+from tests.factories import (
+    MCPServerFactory,
+    PerformanceAlertFactory,
+    RequestLogFactory,
+    TenantFactory,
+    UserFactory,
+)
+from tests.partitions import one_old_partition
+
+pytestmark = pytest.mark.django_db
+
+
+def page(client: Client, name: str = "index", **query: str) -> str:
+    response = client.get(reverse(f"admin:{name}"), query)
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def signed_in(role: Role) -> Client:
+    defaults_ensure(actor=Actor(service_name="test"))
+    user = UserFactory(role=role, tenant=None, is_staff=True)
+    user.groups.set(Group.objects.filter(name=role.value))
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+# --------------------------------------------------------------------------- the overview
+
+
+def test_a_quiet_gateway_says_that_nothing_is_wrong(admin_client: Client) -> None:
+    text = words(page(admin_client))
+    assert "No calls." in text
+    assert "All breakers are closed." in text
+    assert "No tool was called." in text
+
+
+def test_what_is_wrong_stands_at_the_top_with_a_way_to_its_rows(admin_client: Client) -> None:
+    server = MCPServerFactory(health_status=HealthStatus.UNHEALTHY)
+    CircuitBreaker.objects.filter(server=server).update(state=BreakerState.OPEN)
+    html = page(admin_client)
+    text = words(html)
+    assert "Something needs a look." in text
+    assert f"Open breakers: 1 ({server.tenant.slug}/{server.slug}); the bound is 0" in text
+    assert 'href="/admin/gateway/circuitbreaker/?state__exact=open"' in html
+    assert f"{server.slug} unhealthy" in text
+
+
+@pytest.mark.parametrize(("window", "inside"), [("1", 1), ("24", 2), ("168", 3), ("nonsense", 2)])
+def test_charts_and_tables_show_the_window(window: str, inside: int, admin_client: Client) -> None:
+    one_old_partition(days=10)
+    server, tenant = MCPServerFactory(), TenantFactory()
+    for hours in (0, 5, 100, 200):
+        RequestLogFactory(
+            request_time=now() - timedelta(hours=hours, seconds=1),
+            tenant_id=tenant.pk,
+            target_server_id=server.pk,
+            tool_name="add",
+            status_code=502,
+        )
+    rollups_compact()
+    html = page(admin_client, window=window)
+    assert f"{inside} calls, 100 % of them failed" in words(html)
+    hours = window if window != "nonsense" else "24"
+    assert f"window={hours}&amp;tenant_id={tenant.pk}&amp;outcome=failed" in html or (
+        f"tenant_id={tenant.pk}&amp;window={hours}" in html
+    )
+    [charted] = re.findall(r'aria-label="Calls: [^"]*" data-type="bar" data-value="([^"]*)"', html)
+    data = json.loads(charted.replace("&quot;", '"'))
+    assert [sum(line["data"]) for line in data["datasets"]] == [inside, inside]
+
+
+def test_the_overview_costs_few_queries_however_much_there_is(admin_client: Client) -> None:
+    for _ in range(12):
+        tenant = TenantFactory()
+        server = MCPServerFactory(tenant=tenant, health_status=HealthStatus.DEGRADED)
+        PerformanceAlertFactory(is_triggered=True, first_triggered=now(), server=server)
+        RequestLogFactory(tenant_id=tenant.pk, target_server_id=server.pk, tool_name="add")
+    CircuitBreaker.objects.update(state=BreakerState.OPEN)
+    page(admin_client)
+    for name in ("index", "database"):
+        with CaptureQueriesContext(connection) as captured:
+            page(admin_client, name)
+        assert len(captured) < 20, [query["sql"][:80] for query in captured]
+
+
+def test_an_alert_is_acknowledged_where_it_is_seen(admin_client: Client, admin_user: Any) -> None:
+    alert = PerformanceAlertFactory(is_triggered=True, first_triggered=now(), last_value=3)
+    html = page(admin_client)
+    assert f"Acknowledge {alert.name}" in html
+    address = reverse("admin:acknowledge", args=[alert.pk])
+    assert admin_client.get(address).status_code == 405
+    assert admin_client.post(address).status_code == 302
+    alert.refresh_from_db()
+    assert alert.acknowledged_by == admin_user
+    assert AlertEvent.objects.get().kind == "acknowledged"
+    assert AuditLog.objects.get(action="alert.acknowledge").user_id == admin_user.pk
+    assert f"{admin_user} looks after it" in words(page(admin_client))
+    admin_client.post(address)
+    assert "somebody was faster" in words(page(admin_client))
+
+
+def test_who_may_only_read_acknowledges_nothing() -> None:
+    alert = PerformanceAlertFactory(is_triggered=True, first_triggered=now())
+    reader = signed_in(Role.READONLY)
+    assert "Acknowledge" not in page(reader)
+    assert reader.post(reverse("admin:acknowledge", args=[alert.pk])).status_code == 403
+    assert PerformanceAlert.objects.get(pk=alert.pk).acknowledged_at is None
+
+
+def test_who_may_not_read_the_log_sees_no_figures() -> None:
+    user = UserFactory(role=Role.USER, tenant=None, is_staff=True)
+    client = Client()
+    client.force_login(user)
+    assert "Firing alerts" not in page(client)
+    assert client.get(reverse("admin:database")).status_code == 403
+    assert Client().get(reverse("admin:database")).status_code == 302
+
+
+# --------------------------------------------------------------------------- the database
+
+
+def snapshot(query: str, **fields: Any) -> StatementSnapshot:
+    known = {"calls": 10, "total_ms": 50.0, "window_calls": 4, "window_mean_ms": 2.5}
+    return StatementSnapshot.objects.create(
+        query_id=-StatementSnapshot.objects.count() - 1, query=query, **(known | fields)
+    )
+
+
+def test_the_database_page_names_tables_indexes_statements_and_figures(
+    admin_client: Client,
+) -> None:
+    at = now()
+    snapshot("SELECT count(*) FROM tenants WHERE slug = $1", taken_at=at)
+    snapshot("SELECT never FROM again", window_mean_ms=None, taken_at=at)
+    text = words(page(admin_client, "database"))
+    for expected in ("request_logs", "idx_audit_logs_tenant_time", "Cache hit ratio"):
+        assert expected in text
+    assert "SELECT count(*) FROM tenants WHERE slug = $1 4 2.5 ms 10 ms show" in text
+    assert "never" not in text
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("SELECT name FROM tenants WHERE slug = $1 LIMIT $2", "uq_tenants_slug"),
+        ("UPDATE tenants SET name = $1 WHERE id = $2", "Update on tenants"),
+        ("SELECT 1", "Result"),
+        ("VACUUM tenants", "Only reading and writing statements have a plan."),
+        ("SELECT * FROM gone WHERE id = $1", "PostgreSQL cannot plan it: relation"),
+        ("SELECT 1; DROP TABLE tenants", "cannot insert multiple commands"),
+    ],
+)
+def test_a_statement_is_shown_with_its_plan_and_never_run(
+    query: str, shown: str, admin_client: Client
+) -> None:
+    TenantFactory(name="as it was")
+    found = snapshot(query)
+    response = admin_client.get(reverse("admin:statement", args=[found.pk]))
+    assert response.status_code == 200
+    assert shown in response.content.decode()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM tenants WHERE name = 'as it was'")
+        assert cursor.fetchone() == (1,)
+        cursor.execute("SELECT count(*) FROM pg_prepared_statements WHERE name = 'gateway_plan'")
+        assert cursor.fetchone() == (0,)
+
+
+# --------------------------------------------------------------------------- figures in words
+
+
+def figure(metric: str, value: float, status: str, **fields: Any) -> Measured:
+    known = {"subject": "all", "unit": "percent", "threshold": 80.0, "measured_at": now()}
+    return Measured(metric=metric, value=value, status=status, **(known | fields))
+
+
+def test_problems_are_told_once_a_metric_the_worst_first() -> None:
+    told = problems(
+        [
+            figure("dead_rows", 5000, "ok", unit="rows"),
+            figure("index_usage_percent", 40, "warning"),
+            figure("index_usage_percent", 12, "warning", subject="users"),
+            figure("index_usage_percent", 40, "warning", subject="tenants"),
+            figure("p95_duration_ms", 61_000, "critical", unit="ms", threshold=5000),
+        ]
+    )
+    assert [(one.status, one.words) for one in told] == [
+        ("critical", "95th percentile of durations: 61 s; the bound is 5 s"),
+        ("warning", "Index usage: 12 % (users) and 1 more; the bound is 80 %"),
+    ]
