@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from django.core.management import call_command
-from django.db import Error, connection, connections
+from django.db import Error, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
 
-from registry.db.direct import direct_connections, is_about_locks
+from registry.db.direct import as_default, direct_connections, is_about_locks
 from registry.db.roles import Raised, walls_raise
 
 __all__ = [
@@ -68,19 +68,8 @@ def walls_create() -> Raised:
 @contextmanager
 def owners_connection() -> Iterator[BaseDatabaseWrapper]:
     """Let the ORM of this thread work as the tables' owner, on a connection of its own."""
-    with direct_connections(application_name=APPLICATION_NAME) as (work, _), _as_default(work):
+    with direct_connections(application_name=APPLICATION_NAME) as (work, _), as_default(work):
         yield work
-
-
-@contextmanager
-def _as_default(own: BaseDatabaseWrapper) -> Iterator[None]:
-    """Let this thread's ORM, and so every migration, use the given connection."""
-    usual = connections[own.alias]
-    connections[own.alias] = own
-    try:
-        yield
-    finally:
-        connections[own.alias] = usual
 
 
 @contextmanager

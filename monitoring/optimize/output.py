@@ -13,7 +13,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from monitoring.optimize.plan import PHASES, Change, Step
 from monitoring.optimize.run import BRIEF_LOCK_MS, CONCURRENT_LOCK_MS, Reporter
 
-__all__ = ["Printer", "as_json", "as_script", "faults", "notices", "show_plan", "show_steps"]
+__all__ = [
+    "Printer",
+    "as_json",
+    "as_script",
+    "faults",
+    "notices",
+    "show_plan",
+    "show_steps",
+    "show_walls",
+]
 
 COLOURS = {"missing": "red", "invalid": "red", "different": "yellow", "unapplied": "red"}
 
@@ -62,6 +71,19 @@ def show_steps(console: Console, steps: Iterable[Step]) -> None:
     """Statements with their locks, in order."""
     for step in steps:
         _show_step(console, step, with_undo=False)
+
+
+def show_walls(console: Console, steps: Sequence[Step] | None, *, with_steps: bool = True) -> None:
+    """What a run ends with: grants, policies and flags."""
+    _line(console, "[bold]Then: grants and policies[/]")
+    if steps is None:
+        _line(console, "  [yellow]roles or memberships are missing[/]: init_db makes or names them")
+    elif not steps:
+        _line(console, "  [green]as declared[/]")
+    else:
+        _line(console, f"  [yellow]different[/]  {len(steps)} statement(s) put them right")
+        for step in steps if with_steps else ():
+            _show_step(console, step, with_undo=False)
 
 
 def _heading(console: Console, phase: int) -> None:

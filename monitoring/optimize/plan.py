@@ -12,7 +12,7 @@ from psycopg import sql
 
 from monitoring.optimize.state import Index, Leaf, Routine, SQLSource, State, Table
 
-__all__ = ["PHASES", "Change", "Step", "make_plan"]
+__all__ = ["INSTANT", "PHASES", "Change", "Step", "make_plan", "new_views"]
 
 PHASES = {1: "Indexes", 2: "Tables", 3: "Functions", 4: "Views", 5: "Statistics"}
 
@@ -450,6 +450,13 @@ def _routine_changes(
     # sorted() is stable: files of one migration keep the order in which they ran.
     for source in sorted(sources.values(), key=lambda source: source.place):
         yield _file_change(phase, source, wrong[source.name])
+
+
+def new_views(declared: State, actual: State) -> list[str]:
+    """The views that are to be made, which nobody but their owner may read yet."""
+    kinds = {"VIEW", "MATERIALIZED VIEW"}
+    missing = [want for want in declared.routines.values() if want.label not in actual.routines]
+    return sorted(want.name for want in missing if want.kind in kinds)
 
 
 def _same(want: Routine, have: Routine | None) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Thread
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from django.db import Error, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -15,15 +15,17 @@ from django.utils.timezone import now
 
 from monitoring.audit import Actor, audit_write
 from monitoring.models import DeclaredIndex, OptimizeOutcome, OptimizeRun
-from monitoring.optimize.plan import Change, Step
+from monitoring.optimize.plan import INSTANT, Change, Step
 from monitoring.optimize.state import State, actual_state
 from registry.db.direct import (
     BRIEF_LOCK_MS,
     PoolerError,
+    as_default,
     direct_connections,
     is_about_locks,
     set_lock_timeout,
 )
+from registry.db.roles import Raised, walls_pending, walls_raise
 
 __all__ = [
     "BRIEF_LOCK_MS",
@@ -36,12 +38,17 @@ __all__ = [
     "StepError",
     "last_run",
     "open_session",
+    "patiently",
     "read_actual",
     "rollback_steps",
     "run_plan",
     "run_rollback",
     "session_lock",
+    "walls_restore",
+    "walls_steps",
 ]
+
+T = TypeVar("T")
 
 APPLICATION_NAME = "mcp-gateway optimize_db"
 ADVISORY_LOCK = int.from_bytes(b"mcp-opt\0", "big")
@@ -280,13 +287,46 @@ def read_actual(session: Session, reporter: Reporter) -> State:
     PostgreSQL opens a table to spell out a partial index's predicate, and so waits for whoever
     has locked the table against reading.
     """
+    return patiently(
+        lambda: actual_state(session.work), reporter, trouble="A table is locked against reading"
+    )
+
+
+def walls_restore(executor: Executor) -> Raised:
+    """Bring grants, policies and flags to their declaration: what was made anew has none yet.
+
+    Only what differs is touched. StepError where a table stays in use.
+    """
+    work = executor.session.work
+    set_lock_timeout(work, executor.lock_timeout_ms or BRIEF_LOCK_MS)
+    with as_default(work):
+        return patiently(
+            walls_raise, executor.reporter, trouble="Grants and policies are not all restored"
+        )
+
+
+def walls_steps(session: Session, *, new_views: Iterable[str]) -> list[Step] | None:
+    """What `walls_restore` would run after the plan. None: roles have to be made first."""
+    with as_default(session.work):
+        pending = walls_pending(new_views=new_views)
+    return None if pending is None else [_wall_step(step.text()) for step in pending]
+
+
+def _wall_step(statement: str) -> Step:
+    is_grant = statement.startswith(("GRANT", "REVOKE"))
+    lock = "none on tables" if is_grant else INSTANT.format("the table")
+    return Step(sql=statement, lock=lock)
+
+
+def patiently(work: Callable[[], T], reporter: Reporter, *, trouble: str) -> T:
+    """The result of what may be repeated, again after a lock time-out; StepError in the end."""
     for attempt, seconds in enumerate((*BACK_OFF_SECONDS, None), start=1):
         try:
-            return actual_state(session.work)
+            return work()
         except Error as error:
             if not is_about_locks(error):
                 raise
-            reason = f"A table is locked against reading: {_sentence(error)}"
+            reason = f"{trouble}: {_sentence(error)}"
             if seconds is None:
                 raise StepError(f"{reason}. Try again when the lock is gone.") from None
             reporter.step_retried(attempt=attempt, seconds=seconds, reason=reason)

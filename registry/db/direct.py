@@ -16,6 +16,7 @@ from registry.db.crossing import without_role
 __all__ = [
     "BRIEF_LOCK_MS",
     "PoolerError",
+    "as_default",
     "direct_connections",
     "is_about_locks",
     "set_lock_timeout",
@@ -48,6 +49,17 @@ def direct_connections(
     finally:
         for connection in pair:
             connection.close()
+
+
+@contextmanager
+def as_default(own: BaseDatabaseWrapper) -> Iterator[None]:
+    """Let this thread's ORM, and so every migration, use the given connection."""
+    usual = connections[own.alias]
+    connections[own.alias] = own
+    try:
+        yield
+    finally:
+        connections[own.alias] = usual
 
 
 def set_lock_timeout(connection: BaseDatabaseWrapper, milliseconds: int) -> None:

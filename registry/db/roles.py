@@ -8,7 +8,7 @@ differs, nothing is locked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, LiteralString
@@ -20,7 +20,15 @@ from psycopg import errors, sql
 from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE, READER_ROLE
 from registry.db.walls import Wall, expression, walls
 
-__all__ = ["Raised", "Step", "roles_missing", "roles_script", "roles_script_here", "walls_raise"]
+__all__ = [
+    "Raised",
+    "Step",
+    "roles_missing",
+    "roles_script",
+    "roles_script_here",
+    "walls_pending",
+    "walls_raise",
+]
 
 # What a login of the gateway gets even where a pooler drops what it asks for at its start.
 LIMITS: dict[str, str] = {
@@ -88,11 +96,39 @@ def walls_raise(*, using: str = "default") -> Raised:
     if any(not step.is_optional for step in refused):
         return Raised(done, refused, walled=False)
     for table in _tables(using):
-        done += _retried(lambda name=table: _make_table(using, name))  # type: ignore[misc]
+        try:
+            done += _retried(lambda name=table: _make_table(using, name))  # type: ignore[misc]
+        except DatabaseError as error:
+            if not isinstance(error.__cause__, errors.InsufficientPrivilege):
+                raise
+            refused += tuple(_table_steps(using, table))  # somebody else's table
     done += _retried(lambda: _make_rest(using))
     # Of who does not own the schema PostgreSQL takes these, warns and does nothing.
     left = tuple(_schema_steps(using))
     return Raised(done - len(left), refused + left)
+
+
+def walls_pending(
+    *, using: str = "default", new_views: Iterable[str] = ()
+) -> tuple[Step, ...] | None:
+    """What of grants and policies `walls_raise` would change now. None: roles have to come first.
+
+    `new_views` are yet to be made and have no grants. Optional rights of roles are left out.
+    """
+    if any(not step.is_optional for step in roles_missing(using=using)):
+        return None
+    tables = [step for table in _tables(using) for step in _table_steps(using, table)]
+    views = [_new_view_grant(name) for name in new_views]
+    return (*tables, *_rest_steps(using), *views)
+
+
+def _new_view_grant(name: str) -> Step:
+    return _step(
+        "GRANT SELECT ON {view} TO {operator}, {reader}",
+        view=sql.Identifier(name),
+        operator=sql.Identifier(OPERATOR_ROLE),
+        reader=sql.Identifier(READER_ROLE),
+    )
 
 
 def roles_script(*, owner: str, version: int) -> str:

@@ -20,12 +20,17 @@ from monitoring.optimize.output import (
     notices,
     show_plan,
     show_steps,
+    show_walls,
 )
-from monitoring.optimize.plan import PHASES, Change, make_plan
+from monitoring.optimize.plan import PHASES, Change, Step, make_plan, new_views
 from monitoring.optimize.state import MissingRightsError, State, declared_state
+from registry.db.roles import Raised
 
 ACTOR = Actor(service_name="cli")
 NOTHING_TO_UNDO = "No recorded run is left to undo."
+WALLS_NEED_A_DBA = (
+    "Some grants or policies need more rights than this role has: init_db prints them for a DBA."
+)
 
 
 class Command(BaseCommand):
@@ -116,12 +121,21 @@ class Command(BaseCommand):
             run, failures = running.run_plan(
                 plan=plan, declared=declared, executor=executor, actor=ACTOR
             )
-        self._conclude(plan, run, failures)
+            walls = self._restore_walls(executor, failures)
+        self._conclude(plan, run, failures, walls)
+
+    def _restore_walls(self, executor: running.Executor, failures: list[str]) -> Raised | None:
+        try:
+            return running.walls_restore(executor)
+        except running.StepError as failure:
+            failures.append(str(failure))
+            return None
 
     def _plan(self, session: running.Session) -> tuple[State, list[Change]]:
         declared = declared_state(session.work)
         actual = running.read_actual(session, self._reporter())
         self._has_records = "optimize_runs" in actual.tables
+        self._new_views = new_views(declared, actual) if 4 in self._phases else []
         return declared, make_plan(declared=declared, actual=actual, phases=self._phases)
 
     @property
@@ -131,46 +145,65 @@ class Command(BaseCommand):
     def _show(self, session: running.Session) -> None:
         _, plan = self._plan(session)
         sizes = estimated_sizes(session.work, plan)
+        walls = running.walls_steps(session, new_views=self._new_views)
         if self.options["sql"]:
             changes = [
                 (f"Phase {change.phase}: {change.name} {change.reason}", change.steps)
                 for change in plan
                 if change.steps
             ]
+            if walls:
+                changes.append(("Grants and policies", walls))
             text = as_script(changes, lock_timeout_ms=self.options["lock_timeout"])
             self.stdout.write(text, ending="")
         elif self.options["json"]:
-            self._print_json(plan, sizes=sizes)
+            self._print_json(plan, sizes=sizes, walls=walls)
         else:
             with_steps = not self.options["check"]
             show_plan(self.console, plan, phases=self._phases, sizes=sizes, with_steps=with_steps)
+            show_walls(self.console, walls, with_steps=with_steps)
             if not with_steps:
                 self._say("[green]All is as declared.[/]" if not faults(plan) else "")
         if self.options["check"] and (found := faults(plan)):
             raise CommandError(_verdict(found))
 
-    def _conclude(self, plan: list[Change], run: OptimizeRun | None, failures: list[str]) -> None:
+    def _conclude(
+        self,
+        plan: list[Change],
+        run: OptimizeRun | None,
+        failures: list[str],
+        walls: Raised | None,
+    ) -> None:
         left = [change for change in faults(plan) if not change.steps]
         if self.options["json"]:
-            self._print_json(plan, run=run, failures=failures)
+            self._print_json(plan, run=run, failures=failures, raised=walls)
         else:
             for change in [*left, *notices(plan)]:
                 self._say(f"  {change.kind}: {change.name} {change.reason}")
             done = len(run.statements) if run else 0
             undo = " (--rollback undoes them)" if run and running.rollback_steps(run) else ""
             self._say(f"{done} statement(s) ran{undo}." if run else "Nothing to do.")
+            self._say_walls(walls)
         if failures:
             raise CommandError(f"{len(failures)} change(s) failed: {'; '.join(failures)}")
         if left:
             raise CommandError(_verdict(left))
+
+    def _say_walls(self, walls: Raised | None) -> None:
+        if walls and walls.done:
+            self._say(f"{walls.done} change(s) to grants and policies.")
+        if walls and not walls.is_complete:
+            self._say(f"[yellow]{WALLS_NEED_A_DBA}[/]")
 
     def _print_json(
         self,
         plan: list[Change],
         *,
         sizes: dict[str, int] | None = None,
+        walls: list[Step] | None = None,
         run: OptimizeRun | None = None,
         failures: list[str] | None = None,
+        raised: Raised | None = None,
     ) -> None:
         document = {
             "faults": len(faults(plan)),
@@ -181,6 +214,11 @@ class Command(BaseCommand):
                 for ran in (run.statements if run else [])
             ],
             "failures": failures or [],
+            "walls": {
+                "pending": [step.sql for step in walls or []],
+                "changed": raised.done if raised else 0,
+                "for_a_dba": [step.text() for step in raised.refused] if raised else [],
+            },
         }
         self.stdout.write(json.dumps(document, indent=2))
 
@@ -197,6 +235,7 @@ class Command(BaseCommand):
                 if run
                 else []
             )
+            walls = running.walls_restore(self._executor(session)) if run else None
         if self.options["json"]:
             statements = [step.sql for step in done]
             document = {"run": str(run.id) if run else None, "ran": statements}
@@ -205,6 +244,7 @@ class Command(BaseCommand):
             self._say(NOTHING_TO_UNDO)
         else:
             self._say(f"The run of {_when(run)} is undone: {len(done)} statement(s) ran.")
+            self._say_walls(walls)
 
     def _show_rollback(self) -> None:
         run = running.last_run()

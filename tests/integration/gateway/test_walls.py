@@ -20,7 +20,6 @@ from psycopg import errors, sql
 
 from registry.api.base import ScopedViewSet
 from registry.db.ids import uuid7
-from registry.db.roles import walls_raise
 from registry.db.tenancy import (
     narrow_to_tenant,
     operator_transaction,
@@ -50,7 +49,6 @@ class Two:
 
 @pytest.fixture
 def two() -> Two:
-    walls_raise()  # a view that another test had optimize_db make anew has no grants yet
     mine, my_server = make_tenant()
     before = {table: set(_ids(table)) for table in walled_tables()}
     other, other_server = make_tenant()

@@ -29,6 +29,7 @@ from monitoring.optimize.state import (
     declared_state,
 )
 from registry.db import direct
+from registry.db.tenancy import READER_ROLE
 from tests.factories import UserFactory
 
 # CONCURRENTLY is refused in a transaction, and other sessions have to see the rows.
@@ -278,6 +279,42 @@ def test_missing_view_and_lost_comment_are_restored(execute: Execute) -> None:
     assert "view database_size_summary (different)" in said
     assert optimize()[0] == 0
     assert execute("SELECT count(*) > 0 FROM performance_monitoring") == [(True,)]
+
+
+def test_a_view_made_anew_is_read_by_those_who_read_the_old_one(execute: Execute) -> None:
+    execute("DROP VIEW performance_monitoring")
+    grant = 'GRANT SELECT ON "performance_monitoring" TO'
+    assert grant in optimize("--dry-run")[1]
+    assert grant in optimize("--sql")[1]
+    assert "change(s) to grants and policies" in optimize()[1]
+    execute("BEGIN")
+    execute(f"SET LOCAL ROLE {READER_ROLE}")
+    assert execute("SELECT count(*) > 0 FROM performance_monitoring") == [(True,)]
+    execute("ROLLBACK")
+    assert "grants and policies" not in optimize()[1]
+
+
+def test_a_wall_that_was_taken_down_by_hand_is_a_notice_and_is_put_up(execute: Execute) -> None:
+    execute("ALTER TABLE tenants DISABLE ROW LEVEL SECURITY")
+    status, said = optimize("--check")
+    assert status == 0
+    assert "1 statement(s) put them right" in said
+    assert json.loads(optimize("--json")[1])["walls"]["changed"] == 1
+    assert execute("SELECT relrowsecurity FROM pg_class WHERE relname = 'tenants'") == [(True,)]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_table_in_use_keeps_its_wall_down_and_the_run_says_so(
+    execute: Execute, other: BaseDatabaseWrapper
+) -> None:
+    execute("ALTER TABLE tenants DISABLE ROW LEVEL SECURITY")
+    other.set_autocommit(False)
+    with other.cursor() as cursor:
+        cursor.execute("LOCK TABLE tenants IN ROW EXCLUSIVE MODE")
+    status, said = optimize("--lock-timeout", "200")
+    other.rollback()
+    assert status == 1
+    assert "Grants and policies are not all restored" in said
 
 
 def test_missing_materialized_view_is_made_with_its_index(execute: Execute) -> None:
