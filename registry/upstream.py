@@ -8,6 +8,7 @@ a name may answer differently the second time (DNS rebinding). Nothing here need
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from django.conf import settings
@@ -31,6 +33,7 @@ __all__ = [
     "UpstreamURLError",
     "check_url",
     "current_policy",
+    "guarded_socket",
     "is_public",
     "resolve",
     "resolve_allowed",
@@ -170,6 +173,22 @@ async def resolve_allowed(host: str, port: int, *, policy: AddressPolicy) -> Seq
     for ip in addresses:
         policy.check(ip, host=host)
     return addresses
+
+
+def guarded_socket(address: Any, *, policy: AddressPolicy) -> socket.socket:
+    """A socket to an allowed address: checked when connecting, past any DNS trick.
+
+    `address` is as `getaddrinfo` gives it, which is how aiohttp asks its `socket_factory`.
+    PermissionError, an OSError as for any address that cannot be reached, when it is forbidden.
+    """
+    family, kind, protocol, _, sockaddr = address
+    try:
+        policy.check(sockaddr[0], host=sockaddr[0])
+    except AddressNotAllowed as error:
+        raise PermissionError(errno.EACCES, str(error)) from None
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    return made
 
 
 def _bare(ip: str) -> IPv4Address | IPv6Address:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 import time
 from collections.abc import Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -16,7 +15,7 @@ import aiohttp
 from gateway.proxy.failures import Failure
 from gateway.proxy.gate import Allowance, Gate
 from gateway.proxy.route import Route
-from registry.upstream import AddressNotAllowed, current_policy
+from registry.upstream import current_policy, guarded_socket
 
 __all__ = ["Upstream", "Upstreams", "invalid_answer"]
 
@@ -43,7 +42,7 @@ class Upstream:
         self._connector = aiohttp.TCPConnector(
             limit=0,  # the gate is the bound
             keepalive_timeout=route.idle_timeout_ms / 1000,
-            socket_factory=_guarded_socket,
+            socket_factory=partial(guarded_socket, policy=current_policy()),
         )
         self._session = aiohttp.ClientSession(
             connector=self._connector,
@@ -170,18 +169,6 @@ class Upstreams:
         for upstream in self.all():
             await upstream.close()
         self._by_server.clear()
-
-
-def _guarded_socket(address: Any) -> socket.socket:
-    """A socket to an address that policy allows: checked when connecting, past any DNS trick."""
-    family, kind, protocol, _, sockaddr = address
-    try:
-        current_policy().check(sockaddr[0], host=sockaddr[0])
-    except AddressNotAllowed as error:
-        raise PermissionError(errno.EACCES, str(error)) from None
-    made = socket.socket(family, kind, protocol)
-    made.setblocking(False)
-    return made
 
 
 def _unreachable(route: Route, error: Exception) -> Failure:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import aiohttp
 from asgiref.sync import async_to_sync
 
-from registry.upstream import AddressNotAllowed, AddressPolicy
+from registry.upstream import AddressPolicy, guarded_socket
 
 __all__ = ["CALL_SECONDS", "CallFailed", "call"]
 
@@ -45,7 +42,7 @@ async def _call(
     headers: Mapping[str, str],
     policy: AddressPolicy | None,
 ) -> None:
-    guard = None if policy is None else partial(_guarded_socket, policy)
+    guard = None if policy is None else partial(guarded_socket, policy=policy)
     connector = aiohttp.TCPConnector(socket_factory=guard, force_close=True)
     try:
         async with (
@@ -64,18 +61,6 @@ async def _call(
         raise CallFailed(_why(error)) from None
     if not 200 <= status < 300:
         raise CallFailed(f"it answered {status} where 2xx is expected")
-
-
-def _guarded_socket(policy: AddressPolicy, address: Any) -> socket.socket:
-    """A socket to an allowed address: checked when connecting, past any DNS trick."""
-    family, kind, protocol, _, sockaddr = address
-    try:
-        policy.check(sockaddr[0], host=sockaddr[0])
-    except AddressNotAllowed as error:
-        raise PermissionError(errno.EACCES, str(error)) from None
-    made = socket.socket(family, kind, protocol)
-    made.setblocking(False)
-    return made
 
 
 def _why(error: Exception) -> str:
