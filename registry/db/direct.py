@@ -40,8 +40,10 @@ def direct_connections(
     They are the owner's (DATABASE_MAINTENANCE_URL; without it DATABASE_DIRECT_URL, without that
     one DATABASE_URL). PoolerError when a transaction pooler stands between nevertheless.
     """
-    pair = _open(application_name), _open(application_name)
+    pair = _copy(application_name), _copy(application_name)
     try:
+        for connection in pair:
+            _open(connection)
         _refuse_pooler(*pair)  # before anything is set, or others would get what is set here
         for connection in pair:
             _set_limits(connection, lock_timeout_ms)
@@ -72,7 +74,25 @@ def is_about_locks(error: Error) -> bool:
     return isinstance(error.__cause__, errors.LockNotAvailable | errors.DeadlockDetected)
 
 
-def _open(application_name: str) -> BaseDatabaseWrapper:
+@contextmanager
+def as_default(own: BaseDatabaseWrapper) -> Iterator[None]:
+    """Let this thread's ORM, and so every migration, use the given connection."""
+    usual = connections[own.alias]
+    connections[own.alias] = own
+    try:
+        yield
+    finally:
+        connections[own.alias] = usual
+
+
+def _open(connection: BaseDatabaseWrapper) -> None:
+    # Django looks up the types of extensions by the alias. That has to be this connection: the
+    # application's login, which the alias names otherwise, is made by init_db itself.
+    with as_default(connection):
+        connection.ensure_connection()
+
+
+def _copy(application_name: str) -> BaseDatabaseWrapper:
     default = connections["default"]
     connection = default.copy()
     # The same database, as its tables' owner and without a pooler in between, if told apart.
