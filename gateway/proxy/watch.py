@@ -114,7 +114,7 @@ class Watch:
                 self._forget(text)
             if mark in texts:
                 return
-        raise Deaf("notices do not arrive on it; is a transaction pooler in between?")
+        raise Deaf("notices do not arrive on it, as through a transaction pooler")
 
     async def _beat(self, connection: AsyncConnection[TupleRow]) -> None:
         """Ask for a sign of life. TimeoutError when none comes in time."""

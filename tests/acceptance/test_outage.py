@@ -3,96 +3,39 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import psycopg
 import pytest
-from cryptography.fernet import Fernet
 
 from registry.db.embedded import DATABASE, Cluster
 from tests.peers import Peer, running_peer
+from tests.serving import Gateway, environment, manage, stop, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
-PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 FAST = {"fsync": "off", "max_connections": "30", "shared_buffers": "16MB"}
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.05)
-    return found
-
-
-class Gateway:
-    """`serve` as a process of its own, with a registered server and two keys."""
+class Scene:
+    """`serve` with a registered server and two keys."""
 
     def __init__(self, folder: Path, cluster: Cluster, port: int, peer: Peer) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self.env = {name: value for name, value in os.environ.items() if name != "DEBUG"} | {
-            "DATABASE_URL": cluster.url(DATABASE),
-            "SECRET_KEY": "k" * 50,
-            "ENCRYPTION_KEYS": Fernet.generate_key().decode(),
-            "GATEWAY_ALLOW_PRIVATE_UPSTREAMS": "on",
-            "GATEWAY_LOCAL_DIR": str(folder / "local"),
-            "GATEWAY_STALE_SECONDS": "300",
-        }
-        self.manage("init_db")
-        self.manage("register_server", "peer", peer.url)
+        env = environment(folder, DATABASE_URL=cluster.url(DATABASE), GATEWAY_STALE_SECONDS="300")
+        manage(env, "init_db")
+        manage(env, "register_server", "peer", peer.url)
         made = [
-            json.loads(self.manage("create_api_key", name, "--scope", "proxy", "--json"))
+            json.loads(manage(env, "create_api_key", name, "--scope", "proxy", "--json"))
             for name in ("warm", "cold")
         ]
         self.warm, self.cold = (key["key"] for key in made)
         self.warm_id = made[0]["id"]
-        self.process = subprocess.Popen(
-            [sys.executable, "manage.py", "serve", "--port", str(port)], cwd=ROOT, env=self.env
-        )
-
-    def manage(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "manage.py", *arguments],
-            cwd=ROOT,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        self.gateway = Gateway(env, port=port, log=folder / "serve.log")
+        self.process, self.ready = self.gateway.process, self.gateway.ready
 
     def call(self, key: str) -> int:
-        answer = httpx2.post(
-            f"{self.url}/mcp/peer",
-            json=PING,
-            headers={"x-api-key": key},
-            trust_env=False,
-            timeout=10,
-        )
-        return int(answer.status_code)
-
-    def ready(self) -> tuple[int, dict[str, str]]:
-        try:
-            answer = httpx2.get(f"{self.url}/health/ready", trust_env=False, timeout=10)
-        except httpx2.HTTPError:
-            return 0, {}
-        return answer.status_code, answer.json()
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        return int(self.gateway.call(key, "peer").status_code)
 
 
 @pytest.fixture
@@ -110,7 +53,7 @@ def test_calls_go_on_while_postgresql_is_stopped(
 ) -> None:
     with running_peer() as peer, ExitStack() as at_last:
         with cluster.running():
-            gateway = Gateway(tmp_path, cluster, free_port, peer)
+            gateway = Scene(tmp_path, cluster, free_port, peer)
             at_last.callback(gateway.process.kill)  # nothing, once it has ended
             wait_for(lambda: gateway.ready()[0] == 200)
             wait_for(lambda: gateway.call(gateway.warm) == 200)
@@ -146,5 +89,5 @@ def test_calls_go_on_while_postgresql_is_stopped(
             wait_for(lambda: gateway.call(gateway.warm) == 401)
             assert gateway.call(gateway.cold) == 200
             assert gateway.ready() == (200, {"status": "ok"})
-            gateway.stop()
+            stop(gateway.process)
     assert gateway.process.returncode == 0
