@@ -97,6 +97,8 @@ def _database(name: str, default: str) -> dict[str, object]:
 
 
 DATABASES = {"default": _database("DATABASE_URL", _embedded_url)}
+# By this the spool knows whose rows it holds, also in a process that goes another way to it.
+DATABASES["default"]["ADDRESS"] = f"{DATABASES['default']['HOST']}\n{DATABASES['default']['PORT']}"
 # The same database past a transaction pooler, for what needs a session of its own.
 DATABASE_DIRECT = (
     _database("DATABASE_DIRECT_URL", _embedded_url)
@@ -168,9 +170,10 @@ TEMPLATES = [
     },
 ]
 
-# Registry may not import monitoring, so its audit entries and jobs go where these
+# Registry may not import monitoring, so its audit entries, figures and jobs go where these
 # strings point.
 AUDIT_WRITER = "monitoring.audit.audit_write"
+METRICS_WRITER = "monitoring.logwriter.threads.metrics_write"
 TASK_DEFERRER = "gateway.jobs.task_defer"
 
 AUTH_USER_MODEL = "security.User"

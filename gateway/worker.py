@@ -15,6 +15,7 @@ from procrastinate import exceptions
 from procrastinate.contrib.django import app
 from procrastinate.jobs import DeleteJobCondition
 
+from monitoring.logwriter.threads import process_writer
 from registry.db.crossing import cross_tenants
 from registry.db.partitions import partitions_check
 
@@ -35,7 +36,7 @@ def run_worker(*, concurrency: int, told: Callable[[str], object]) -> None:
     CrossingError when it may not act for every tenant, PartitionsError when not as the owner.
 
     Jobs are synchronous functions in threads, so `concurrency` is the number of database
-    connections that jobs use; the queue itself takes up to four more.
+    connections that jobs use; the queue itself takes up to four more, the log writer one.
     """
     asyncio.run(_until_told(concurrency, told))
 
@@ -46,18 +47,19 @@ async def _until_told(concurrency: int, told: Callable[[str], object]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     told(f"Worker started, {concurrency} job(s) at a time. Ctrl-C stops it.")
-    pause = 1.0
-    while not stop.is_set():
-        began = loop.time()
-        await _until_stopped_or_broken(concurrency, stop)
-        if stop.is_set():
-            break
-        if loop.time() - began > LONGEST_PAUSE_SECONDS:
-            pause = 1.0
-        logger.error("the worker lost the database; it tries again in %d s", pause)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), pause)
-        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+    async with process_writer():
+        pause = 1.0
+        while not stop.is_set():
+            began = loop.time()
+            await _until_stopped_or_broken(concurrency, stop)
+            if stop.is_set():
+                break
+            if loop.time() - began > LONGEST_PAUSE_SECONDS:
+                pause = 1.0
+            logger.error("the worker lost the database; it tries again in %d s", pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause)
+            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
     told("Worker stopped.")
 
 

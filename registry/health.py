@@ -16,7 +16,8 @@ from django.db.models import Case, F, Value, When
 from psycopg.types.json import Jsonb
 
 from registry.db.encryption import DecryptionError
-from registry.models import HealthStatus, MCPServer, ServerMetric
+from registry.metrics import Measured, metrics_write
+from registry.models import HealthStatus, MCPServer
 from registry.upstream import current_policy
 
 if TYPE_CHECKING:
@@ -146,25 +147,25 @@ RETURNING server.id
 
 @transaction.atomic
 def record(results: Sequence[Checked], *, at: datetime) -> int:
-    """Write the outcomes and one metrics row each; returns how many rows took theirs."""
+    """Write the outcomes and leave one metrics row each; returns how many rows took theirs."""
     if not results:
         return 0
     told: dict[str, Any] = {"at": at, "weight": WEIGHT, "write_every": WRITE_EVERY}
     with connection.cursor() as cursor:
         cursor.execute(_RECORD, told | _columns(results))
         written = {row[0] for row in cursor.fetchall()}
-    ServerMetric.objects.bulk_create(
-        ServerMetric(
-            server_id=result.server_id,
-            timestamp=at,
-            response_time_ms=result.response_time_ms,
-            error_rate=None if result.success is None else 1 - result.success,
-            custom_metrics={"health_status": result.status.value},
-        )
-        for result in results
-        if result.server_id in written
-    )
+    metrics_write([_measured(result, at) for result in results if result.server_id in written])
     return len(written)
+
+
+def _measured(result: Checked, at: datetime) -> Measured:
+    return Measured(
+        server_id=result.server_id,
+        timestamp=at,
+        response_time_ms=result.response_time_ms,
+        error_rate=None if result.success is None else 1 - result.success,
+        custom_metrics={"health_status": result.status.value},
+    )
 
 
 def _columns(results: Sequence[Checked]) -> dict[str, list[Any]]:

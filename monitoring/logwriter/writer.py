@@ -68,7 +68,7 @@ class Status:
 def default_folder() -> Path:
     """Below GATEWAY_SPOOL_DIR one folder a database, so that no other one gets the rows."""
     where = connections["default"].settings_dict
-    named = "\n".join(str(where[part]) for part in ("HOST", "PORT", "NAME"))
+    named = "\n".join(str(where[part]) for part in ("ADDRESS", "NAME"))
     digest = sha256(named.encode()).hexdigest()[:16]
     return Path(settings.GATEWAY_SPOOL_DIR) / digest
 

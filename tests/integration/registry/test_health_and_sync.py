@@ -10,7 +10,7 @@ from registry import health, tasks, upstream
 from registry.db.encryption import DecryptionError
 from registry.health import Checked
 from registry.mcp_client import Limits, UpstreamError, UpstreamTooLarge
-from registry.models import HealthStatus, MCPServer, ServerMetric, ServerTool
+from registry.models import HealthStatus, MCPServer, ServerTool
 from registry.services import health_check, tools_sync
 from tests.factories import MCPServerFactory, ServerToolFactory
 from tests.mcp_server import (
@@ -52,8 +52,6 @@ def test_a_healthy_server_tells_what_it_is():
     assert server.avg_response_time > 0
     assert server.success_rate == 1
     assert server.health_metadata == {"server_name": "test-server"}
-    metric = ServerMetric.objects.get(server=server)
-    assert (metric.error_rate, metric.timestamp) == (0, server.last_health_check)
 
 
 def test_sse_and_stored_credentials_work():
@@ -171,17 +169,18 @@ def test_maintenance_stays_and_averages_move():
     assert server.health_metadata == {"synced_at": "x"}
 
 
-def test_an_older_check_does_not_overwrite_a_newer_one():
+def test_an_older_check_does_not_overwrite_a_newer_one(django_capture_on_commit_callbacks):
     server = MCPServerFactory(health_status="healthy", last_health_check=now())
     late = Checked(server_id=server.pk, status=HealthStatus.UNHEALTHY, error="x")
-    assert health.record([late], at=now() - timedelta(minutes=1)) == 0
-    assert not ServerMetric.objects.exists()
+    with django_capture_on_commit_callbacks() as left:
+        assert health.record([late], at=now() - timedelta(minutes=1)) == 0
+    assert left == []
 
 
 def test_a_batch_is_one_update(django_assert_num_queries):
     servers = MCPServerFactory.create_batch(5)
     results = [Checked(server_id=s.pk, status=HealthStatus.HEALTHY) for s in servers]
-    with django_assert_num_queries(4):  # savepoint, update, metrics, release
+    with django_assert_num_queries(3):  # savepoint, update, release
         assert health.record(results, at=now()) == 5
 
 
@@ -315,4 +314,3 @@ def test_what_indexes_cover_is_written_once_a_minute_or_when_the_status_changes(
     assert record(30, HealthStatus.UNHEALTHY, None) == (20, "unhealthy", 100.0)
     assert server.success_rate == pytest.approx(0.64)  # no index covers it: each check counts
     assert record(80, HealthStatus.UNHEALTHY, None) == (80, "unhealthy", 100.0)
-    assert ServerMetric.objects.filter(server=server).count() == 5
