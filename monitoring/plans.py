@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import LiteralString, cast
 
 from django.db import Error, connection, transaction
 from psycopg import Cursor, sql
@@ -44,7 +43,7 @@ def generic_plan(query: str) -> str:
 
 
 def _explained(query: str) -> str:
-    prepare = sql.SQL("PREPARE {} AS {}").format(_NAME, sql.SQL(cast("LiteralString", query)))
+    prepare = sql.SQL("PREPARE {} AS {}").format(_NAME, sql.SQL(query))
     explain = sql.SQL("EXPLAIN EXECUTE {}").format(_NAME)
     if count := max((int(number) for number in _PLACEHOLDER.findall(query)), default=0):
         explain += sql.SQL(" ({})").format(sql.SQL(", ").join([sql.NULL] * count))

@@ -272,7 +272,7 @@ class RequestSeriesSerializer(serializers.Serializer[Any]):
 
     bucket = serializers.DateTimeField(help_text="Where the step begins.")
     requests = serializers.IntegerField()
-    errors = serializers.IntegerField(help_text="Calls with a status of 400 or above.")
+    errors = serializers.IntegerField(help_text="Calls with a status of 400 or above.")  # type: ignore[assignment]
     avg_duration_ms = serializers.FloatField(allow_null=True)
     p50_duration_ms = serializers.FloatField(allow_null=True)
     p95_duration_ms = serializers.FloatField(allow_null=True)

@@ -74,17 +74,6 @@ def is_about_locks(error: Error) -> bool:
     return isinstance(error.__cause__, errors.LockNotAvailable | errors.DeadlockDetected)
 
 
-@contextmanager
-def as_default(own: BaseDatabaseWrapper) -> Iterator[None]:
-    """Let this thread's ORM, and so every migration, use the given connection."""
-    usual = connections[own.alias]
-    connections[own.alias] = own
-    try:
-        yield
-    finally:
-        connections[own.alias] = usual
-
-
 def _open(connection: BaseDatabaseWrapper) -> None:
     # Django looks up the types of extensions by the alias. That has to be this connection: the
     # application's login, which the alias names otherwise, is made by init_db itself.
