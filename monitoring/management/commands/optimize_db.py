@@ -153,7 +153,7 @@ class Command(BaseCommand):
                 if change.steps
             ]
             if walls:
-                changes.append(("Grants and policies", walls))
+                changes.append(("Grants and policies", walls))  # type: ignore[arg-type]
             text = as_script(changes, lock_timeout_ms=self.options["lock_timeout"])
             self.stdout.write(text, ending="")
         elif self.options["json"]:
