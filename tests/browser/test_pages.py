@@ -17,7 +17,6 @@ from monitoring.models import PerformanceAlert, StatementSnapshot
 from monitoring.rollups import rollups_compact
 from registry.models import HealthStatus
 from tests.factories import MCPServerFactory, PerformanceAlertFactory, RequestLogFactory
-from tests.partitions import one_old_partition
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,7 +38,6 @@ PAGES = [
 @pytest.fixture
 def busy_day(transactional_db: None) -> None:
     """Calls of a day, an alert that fires, a broken server and a slow statement."""
-    one_old_partition(days=2)
     server = MCPServerFactory(slug="code-search", health_status=HealthStatus.UNHEALTHY)
     CircuitBreaker.objects.filter(server=server).update(state=BreakerState.OPEN)
     for hour in range(24):

@@ -106,12 +106,12 @@ def test_the_log_carries_each_request_s_own_id(client: Client, log: io.StringIO)
 
 def test_the_overview_does_not_call_unevaluated_alerts_quiet(client: Client) -> None:
     client.force_login(get_user_model().objects.create_superuser(username="boss"))
-    cards = {card["title"]: card for card in client.get("/admin/").context["cards"]}
-    assert cards["Firing alerts"]["note"] == "no rule was evaluated yet: start a worker"
-    assert cards["Firing alerts"]["value"] != "0"
+    cards = {card.title: card for card in client.get("/admin/").context["cards"]}
+    assert cards["Firing alerts"].note == "no rule was evaluated: start a worker"
+    assert cards["Firing alerts"].value != "0"
     PerformanceAlertFactory(last_measured=now())
-    cards = {card["title"]: card for card in client.get("/admin/").context["cards"]}
-    assert (cards["Firing alerts"]["note"], cards["Firing alerts"]["value"]) == (
+    cards = {card.title: card for card in client.get("/admin/").context["cards"]}
+    assert (cards["Firing alerts"].note, cards["Firing alerts"].value) == (
         "no rule fires",
         "0",
     )

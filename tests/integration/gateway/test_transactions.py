@@ -309,6 +309,7 @@ def _run(query: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
+@pytest.mark.xdist_group("bare_owner")  # a role is the whole cluster's
 def test_an_owner_is_not_walled_out_of_its_own_tables(bare_owner: str) -> None:
     TenantFactory()
     with owners_connection():
@@ -329,6 +330,7 @@ def test_what_a_dba_has_to_do_is_told_before_anything_can_fail(
     assert f'GRANT "{OPERATOR_ROLE}" TO "bare_owner"' in told
 
 
+@pytest.mark.xdist_group("bare_owner")  # a role is the whole cluster's
 def test_a_schema_that_is_not_the_owners_is_left_to_the_dba(bare_owner: str) -> None:
     for role in (OPERATOR_ROLE, APP_ROLE):
         _run(f"GRANT {role} TO {bare_owner}")
@@ -338,6 +340,7 @@ def test_a_schema_that_is_not_the_owners_is_left_to_the_dba(bare_owner: str) -> 
     assert refused == [f'REVOKE CREATE ON SCHEMA "public" FROM "{APP_ROLE}", PUBLIC;']
 
 
+@pytest.mark.xdist_group("bare_owner")  # a role is the whole cluster's
 def test_rights_by_way_of_another_role_are_enough(bare_owner: str) -> None:
     _run("CREATE ROLE bare_team")
     try:
