@@ -494,7 +494,7 @@ def test_json_is_one_document(execute: Execute) -> None:
     with pytest.raises(CommandError):
         call_command("optimize_db", "--check", "--json", stdout=checked)
     assert json.loads(checked.getvalue())["faults"] == 1
-    ran = json.loads(optimize("--json")[1])
+    ran = json.loads(optimize("--json", "--phase", "1")[1])  # statistics may be due at any time
     assert [statement["object"] for statement in ran["ran"]] == ["idx_users_tenant_role"]
 
 
