@@ -31,6 +31,7 @@ __all__ = [
     "enter",
     "indexes_build",
     "indexes_drop",
+    "key_of",
     "tables",
 ]
 
@@ -149,11 +150,11 @@ def _copy_table(connection: Connection, arm: Arm, table: str, model: type[models
         ).format(ours, theirs)
     )
     connection.execute(sql.SQL("INSERT INTO {} SELECT * FROM {}").format(ours, theirs))
-    key = sql.SQL(", ").join(map(sql.Identifier, _key(model)))
+    key = sql.SQL(", ").join(map(sql.Identifier, key_of(model)))
     connection.execute(sql.SQL("ALTER TABLE {} ADD PRIMARY KEY ({})").format(ours, key))
 
 
-def _key(model: type[models.Model]) -> list[str]:
+def key_of(model: type[models.Model]) -> list[str]:
     """The id alone: that a partitioned table's key holds its time too is C's affair."""
     columns = [field.column for field in model._meta.pk_fields if field.column]
     return ["id"] if "id" in columns else columns

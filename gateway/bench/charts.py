@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from gateway.bench.arms import ARMS
-from gateway.bench.figures import quantile
+from gateway.bench.reads import EXECUTION
 from gateway.bench.run import Result
 
 __all__ = ["bar_chart", "write_charts"]
@@ -28,11 +28,11 @@ def write_charts(result: Result, folder: Path) -> list[Path]:
     buffers: list[tuple[str, list[float]]] = []
     for finding in result.findings:
         arms = [finding.arms[arm.name] for arm in ARMS]
-        times.append((finding.query.title, [quantile(arm.times(), 0.5) for arm in arms]))
+        times.append((finding.query.title, [arm.median(EXECUTION) for arm in arms]))
         buffers.append((finding.query.title, [arm.explained.buffers_median for arm in arms]))
     size = f"{result.sizes.requests:,} request log rows, {result.sizes.servers:,} servers"
     charts = {
-        "bench-times.svg": bar_chart(f"Median milliseconds ({size})", times),
+        "bench-times.svg": bar_chart(f"Median milliseconds of execution ({size})", times),
         "bench-buffers.svg": bar_chart(f"Median buffers of 8 kB ({size})", buffers),
     }
     for name, chart in charts.items():

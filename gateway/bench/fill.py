@@ -5,11 +5,16 @@ servers, of each server's tools. A call's tenant, path, tool, key and duration f
 server, its status from the server's health. Everything but the time of the run is the same for
 the same sizes. No call lies in the two hours before the last day begins, so that a window of
 24 hours that moves while the benchmark runs holds the same rows all the while.
+
+Foreign keys and triggers are off meanwhile, for they would take most of the time: what triggers
+make is made at once, and the rollups of the last days, into which all summaries of the benchmark
+look, are counted by the function that counts them after a repair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,8 +25,16 @@ from django.db import models
 from psycopg import sql
 
 from gateway.bench.arms import columns, tables
-from gateway.models import CircuitBreaker
-from monitoring.models import AuditLog, RequestLog
+from monitoring.models import (
+    AlertEvent,
+    AuditLog,
+    DatabaseSizeSnapshot,
+    OptimizeRun,
+    PerformanceAlert,
+    RequestLog,
+    StatementSnapshot,
+)
+from registry.db.partitions import partitions_make
 from registry.models import (
     MCPServer,
     ServerMetric,
@@ -90,10 +103,11 @@ class Sizes:
 
 _HELPERS = """
 CREATE SCHEMA bench;
--- A version 7 UUID of a time, the rest of it from a text.
+-- A version 7 UUID of a time, the rest of it from a text. (Each argument occurs once: PostgreSQL
+-- then puts the expression where the call is.)
 CREATE FUNCTION bench.uuid7(ms bigint, salt text) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
-    SELECT (lpad(to_hex(ms), 12, '0') || '7' || substr(md5(salt), 1, 3) || '8'
-            || substr(md5(salt), 4, 15))::uuid $$;
+    SELECT overlay(overlay(md5(salt) PLACING lpad(to_hex(ms), 12, '0') || '7' FROM 1 FOR 13)
+                   PLACING '8' FROM 17 FOR 1)::uuid $$;
 -- The id of the i-th tenant, server, user, …: known without looking it up, in the order of i.
 CREATE FUNCTION bench.id(kind text, i bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
     SELECT bench.uuid7(1700000000000 + i, kind || i) $$;
@@ -370,15 +384,62 @@ _LOGS = [
     ),
 ]
 
+# What the worker writes about the database itself: some rows, whatever the size.
+_WATCHED = [
+    Rows(
+        PerformanceAlert,
+        "generate_series(1, 200) AS i",
+        {"id": "bench.id('alert', i)", "name": "'alert ' || i"},
+    ),
+    Rows(
+        AlertEvent,
+        "generate_series(1, 20000) AS i",
+        {
+            "id": "bench.uuid7((extract(epoch FROM %(at)s) * 1000)::bigint - i * 1800000::bigint,"
+            " 'event' || i)",
+            "alert_id": "bench.id('alert', bench.zipf(200))",
+            "occurred_at": "%(at)s - i * interval '30 minutes'",
+        },
+    ),
+    Rows(
+        DatabaseSizeSnapshot,
+        "generate_series(1, 12000) AS i",
+        {
+            "id": "bench.id('size', i)",
+            "table_name": "'table_' || i %% 30",
+            "taken_on": "(%(at)s)::date - (i / 30)::int",
+        },
+    ),
+    Rows(
+        StatementSnapshot,
+        "generate_series(1, 5000) AS i",
+        {
+            "id": "bench.id('statement', i)",
+            "query_id": "i",
+            # Nearly all of them were called just now.
+            "taken_at": "%(at)s - CASE WHEN i %% 50 = 0 THEN i ELSE 0 END * interval '3 minutes'",
+        },
+    ),
+    Rows(
+        OptimizeRun,
+        "generate_series(1, 3000) AS i",
+        {
+            "id": "bench.id('run', i)",
+            "started_at": "%(at)s - i * interval '4 hours'",
+            "outcome": "'done'",
+        },
+    ),
+]
 
-TABLES = (*_REGISTRY, *_SECURITY, *_LOGS)
+
+TABLES = (*_REGISTRY, *_SECURITY, *_LOGS, *_WATCHED)
 
 
 # --------------------------------------------------------------------------- and written
 
 
 def fill(connection: Connection, *, sizes: Sizes, at: datetime, told: Told) -> None:
-    """Fill the migrated tables; `at` is the end of the history. Triggers do what they always do."""
+    """Fill the migrated tables; `at` is the end of the history."""
     parameters = {
         "at": at,
         "seconds": DAYS * 86_400 - 10_000,  # the quiet hours move rows back
@@ -387,12 +448,17 @@ def fill(connection: Connection, *, sizes: Sizes, at: datetime, told: Told) -> N
     connection.execute(_HELPERS)
     # No worker in parallel: each of them would have a sequence of random numbers of its own.
     connection.execute("SET max_parallel_workers_per_gather = 0")
+    connection.execute("SET work_mem = '256MB'")
     connection.execute("SELECT setseed(%s)", [SEED])
-    psycopg.ClientCursor(connection).execute(_SERVERS, parameters)
-    for rows in TABLES:
-        told(f"Filling {rows.model._meta.db_table}")
-        _insert(connection, rows, parameters)
-    _open_some_breakers(connection)
+    with _unguarded(connection, told):
+        psycopg.ClientCursor(connection).execute(_SERVERS, parameters)
+        for rows in TABLES:
+            told(f"Filling {rows.model._meta.db_table}")
+            _insert(connection, rows, parameters)
+        connection.execute(_SERVER_DEFAULTS)
+    told(f"Counting the rollups of {ROLLUP_DAYS} days")
+    _count_rollups(connection, at)
+    connection.execute("RESET work_mem")
     connection.execute("RESET max_parallel_workers_per_gather")
 
 
@@ -437,13 +503,79 @@ def _any_value(field: models.Field[Any, Any]) -> str:
     return _FILL.get(kind, "''" if "char" in kind or kind == "text" else "1")
 
 
-def _open_some_breakers(connection: Connection) -> None:
-    table = sql.Identifier(CircuitBreaker._meta.db_table)
-    connection.execute(
-        sql.SQL("UPDATE {} SET state = 'open' WHERE hashtext(id::text) %% 100 = 0").format(table),
-        {},
-    )
+# --------------------------------------------------------------------------- without guards
 
+_FOREIGN_KEYS = """
+    SELECT t.relname, c.conname, pg_get_constraintdef(c.oid)
+      FROM pg_constraint AS c JOIN pg_class AS t ON t.oid = c.conrelid
+     WHERE c.contype = 'f' AND c.conparentid = 0 AND t.relnamespace = 'public'::regnamespace
+       AND t.relname = ANY (%s)
+     ORDER BY 1, 2
+"""
+
+
+@contextmanager
+def _unguarded(connection: Connection, told: Told) -> Iterator[None]:
+    """No foreign keys and no triggers inside; afterwards the keys are checked all at once."""
+    keys = connection.execute(_FOREIGN_KEYS, [list(tables())]).fetchall()
+    for table, name, _ in keys:
+        _alter(connection, table, sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(name)))
+    for table in tables():
+        _alter(connection, table, sql.SQL("DISABLE TRIGGER USER"))
+    yield
+    told(f"Checking {len(keys)} foreign keys")
+    for table in tables():
+        _alter(connection, table, sql.SQL("ENABLE TRIGGER USER"))
+    for table, name, definition in keys:
+        added = sql.SQL("ADD CONSTRAINT {} ").format(sql.Identifier(name)) + sql.SQL(definition)
+        _alter(connection, table, added)
+
+
+def _alter(connection: Connection, table: str, change: sql.Composable) -> None:
+    connection.execute(sql.SQL("ALTER TABLE {} ").format(sql.Identifier(table)) + change)
+
+
+# What a trigger makes for each new server; one breaker in a hundred is open.
+_SERVER_DEFAULTS = """
+INSERT INTO circuit_breakers (id, server_id, state)
+SELECT bench.id('breaker', i), id, CASE WHEN i % 100 = 0 THEN 'open' ELSE 'closed' END
+  FROM bench.server;
+INSERT INTO connection_pools (id, server_id, transport_type)
+SELECT bench.id('pool', i), id, transport FROM bench.server;
+INSERT INTO request_queues (id, server_id) SELECT bench.id('queue', i), id FROM bench.server;
+"""
+
+ROLLUP_DAYS = 3  # the last ones: no window of the benchmark reaches further back
+COMPACTED = 50_000  # deltas a step
+UNCOMPACTED = 200  # what the worker has not moved yet
+_DELTAS = ("request_rollup_deltas", "request_usage_deltas", "request_user_deltas")
+
+
+def _count_rollups(connection: Connection, at: datetime) -> None:
+    """As the worker leaves them: nearly all deltas are moved."""
+    first = (at - timedelta(days=ROLLUP_DAYS - 1)).date()
+    connection.execute("SELECT request_rollups_rebuild(%s, %s)", [first, at.date()])
+    for table in _DELTAS:
+        kept, names = sql.Identifier("bench", table), sql.Identifier(table)
+        newest = sql.SQL(
+            "CREATE TABLE {} AS SELECT * FROM {} ORDER BY bucket DESC, id DESC LIMIT {}"
+        )
+        connection.execute(newest.format(kept, names, UNCOMPACTED))
+        away = sql.SQL("DELETE FROM {} AS d USING {} AS kept WHERE d.id = kept.id")
+        connection.execute(away.format(names, kept))
+    while _moved(connection):
+        pass
+    for table in _DELTAS:
+        kept, back = sql.Identifier("bench", table), sql.Identifier(table)
+        connection.execute(sql.SQL("INSERT INTO {} SELECT * FROM {}").format(back, kept))
+
+
+def _moved(connection: Connection) -> int:
+    found = connection.execute("SELECT request_rollups_compact(%s)", [COMPACTED]).fetchone()
+    return int(found[0]) if found else 0
+
+
+# --------------------------------------------------------------------------- and aged
 
 # Tables whose rows live and change; logs are only ever written.
 CHANGING = (MCPServer, ServerTool, Session, EnhancedAPIKey, APIKey, User, ServerAccessControl)
@@ -467,39 +599,6 @@ def analyse(connection: Connection, schema: str) -> None:
         connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table)))
 
 
-# --------------------------------------------------------------------------- partitions
-
-_UNCOVERED = """
-    SELECT parent.relname, min(bound.since)
-      FROM pg_class AS parent
-      LEFT JOIN pg_inherits AS i ON i.inhparent = parent.oid
-      LEFT JOIN pg_class AS leaf ON leaf.oid = i.inhrelid
-      LEFT JOIN LATERAL (SELECT (regexp_match(pg_get_expr(leaf.relpartbound, leaf.oid),
-                'FROM \\(''([^'']+)''\\)'))[1]::timestamptz AS since) AS bound ON true
-     WHERE parent.relnamespace = 'public'::regnamespace AND parent.relkind = 'p'
-       AND NOT parent.relispartition AND parent.relname = ANY (%s)
-     GROUP BY parent.relname
-"""
-
-
-def make_partitions(connection: Connection, *, at: datetime) -> None:
+def make_partitions(*, at: datetime) -> None:
     """A partition a day for the days before those that the migrations made."""
-    first = (at - timedelta(days=DAYS + 1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    for table, earliest in connection.execute(_UNCOVERED, [list(tables())]).fetchall():
-        end = earliest or first + timedelta(days=DAYS + 3)
-        for since, until in _days(first, end):
-            connection.execute(
-                sql.SQL("CREATE TABLE {} PARTITION OF {} FOR VALUES FROM ({}) TO ({})").format(
-                    sql.Identifier(f"{table}_bench_{since:%Y%m%d}"),
-                    sql.Identifier(table),
-                    since,
-                    until,
-                )
-            )
-
-
-def _days(first: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
-    day = timedelta(days=1)
-    while first < end:
-        yield first, min(first + day, end)
-        first += day
+    partitions_make(at=at, back_to=at - timedelta(days=DAYS + 1))

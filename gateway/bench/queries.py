@@ -73,7 +73,9 @@ class Query:
 
     `drawn` selects one row a parameter set from `table`, so often as the program would ask;
     `compared` names the result columns that must be equal between arms (none: all), where rows of
-    the same rank may stand for each other.
+    the same rank may stand for each other. `walled`: a tenant asks, whose id is the first
+    parameter, and row-level security holds; else the gateway asks, across tenants. None: walled
+    where the parameters begin with a tenant.
     """
 
     name: str
@@ -86,6 +88,15 @@ class Query:
     compared: tuple[str, ...] = ()
     headline: bool = False
     goal: Goal = Goal()
+    walled: bool | None = None
+
+    @property
+    def is_walled(self) -> bool:
+        return self.drawn[:1] == ("tenant_id",) if self.walled is None else self.walled
+
+    def tenant_of(self, values: Values) -> UUID | None:
+        """Whose transaction the question is asked in; None: the operator's."""
+        return values[0] if self.is_walled else None
 
     def statement(self, values: Values, *, at: datetime) -> Statement:
         """What the program sends for these parameters at that time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,12 +13,13 @@ from rich.text import Text
 
 from gateway.bench.arms import ARMS, BARE, DJANGO, OPTIMISED, Arm
 from gateway.bench.figures import Saving, quantile
+from gateway.bench.growth import Growth
 from gateway.bench.queries import CLASSES
-from gateway.bench.reads import ArmFigures, Finding
+from gateway.bench.reads import CLIENT, EXECUTION, MEASURES, PLANNING, ArmFigures, Finding
 from gateway.bench.run import Result
-from gateway.bench.traffic import During
+from gateway.bench.traffic import Traffic
 
-__all__ = ["as_document", "show"]
+__all__ = ["as_document", "show", "show_growth"]
 
 NOISE = "noise"
 DISTURBING_SECONDS = 1.0
@@ -36,10 +37,14 @@ def as_document(result: Result) -> dict[str, Any]:
         "parameters": result.parameters,
         "machine": result.machine,
         "server": result.server,
+        "walls": result.walls.as_dict(),
+        "database_bytes": result.database_bytes,
         "arms": {arm.name: arm.title for arm in ARMS},
         "queries": [_finding(finding) for finding in result.findings],
         "writes": {arm.name: _writes(result, arm) for arm in ARMS if result.copied},
-        "traffic": [during.as_dict() for during in result.traffic],
+        "traffic": result.traffic.as_dicts() if result.traffic else [],
+        "lock_timeout_ms": result.traffic.lock_timeout_ms if result.traffic else None,
+        "keys": result.keys.as_dict() if result.keys else None,
         "failures": result.failures,
     }
 
@@ -49,6 +54,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "name": finding.query.name,
         "title": finding.query.title,
         "headline": finding.query.headline,
+        "asked_as": finding.role,
         "parameters": finding.counts,
         "rows_equal": not finding.unequal,
         "arms": {name: _figures(figures) for name, figures in finding.arms.items()},
@@ -59,13 +65,17 @@ def _finding(finding: Finding) -> dict[str, Any]:
 
 
 def _figures(figures: ArmFigures) -> dict[str, Any]:
+    """Times of execution, but for the medians that are named after another measure."""
     times = figures.times()
     return {
         "median_ms": quantile(times, 0.5),
         "p95_ms": quantile(times, 0.95),
         "total_ms": sum(times),
+        "client_median_ms": figures.median(CLIENT),
+        "planning_median_ms": figures.median(PLANNING),
+        "noise": {measure: figures.noise(measure) for measure in MEASURES},
         "classes": {kind: figures.of_class(kind) for kind in CLASSES},
-        "passes": len(figures.passes),
+        "passes": {measure: len(figures.passes[measure]) for measure in MEASURES},
         **asdict(figures.explained),
     }
 
@@ -85,12 +95,15 @@ def _writes(result: Result, arm: Arm) -> dict[str, Any]:
 def show(console: Console, result: Result) -> None:
     """Tables in the order in which one asks: how fast, at what cost, who waited, what failed."""
     _reads(console, result)
+    _around(console, result)
     _classes(console, result)
     _goals(console, result)
     if result.copied:
         _costs(console, result)
         _updates(console, result)
-    _traffic(console, result.traffic)
+    if result.traffic:
+        _traffic(console, result.traffic)
+    _keys(console, result)
     _note(console, _circumstances(result))
     for failure in result.failures:
         console.print(Text(f"✗ {failure}", style="bold red"))
@@ -105,7 +118,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _reads(console: Console, result: Result) -> None:
     table = _table(
-        "Reading: median ms (buffers)",
+        "Reading: median ms of execution (buffers)",
         "query",
         *(arm.letter for arm in ARMS),
         "C against A",
@@ -122,10 +135,40 @@ def _reads(console: Console, result: Result) -> None:
     arms = "; ".join(f"{arm.letter}: {arm.title}" for arm in ARMS)
     _note(
         console,
-        f"{arms}. Bold: the performance guide's headline queries. A share compares total time "
-        "over parameters drawn as often as they occur; in brackets its 95 % interval. Where two "
-        f"halves of one arm's own passes differ by as much, it says {NOISE}.",
+        f"{arms}. Bold: the performance guide's headline queries. A share compares total execution "
+        "time over parameters drawn as often as they occur; in brackets its 95 % interval. Where "
+        f"two halves of one arm's own passes differ by as much, it says {NOISE}. {_walls(result)}",
     )
+
+
+def _walls(result: Result) -> str:
+    walls = result.walls
+    if not walls.standing:
+        return f"C has no walls here either: {walls.why_not}."
+    return (
+        "C answers behind its walls, a tenant's questions walled in to the tenant, the others "
+        "across tenants; A and B have none. A transaction without a question, at the client: "
+        f"{walls.tenant_us:.0f} µs walled, {walls.operator_us:.0f} µs across tenants, "
+        f"{walls.plain_us:.0f} µs of it BEGIN and COMMIT."
+    )
+
+
+def _around(console: Console, result: Result) -> None:
+    table = _table(
+        "Around the execution: median ms at the client, and of planning",
+        "query",
+        *(f"{arm.letter} client" for arm in ARMS),
+        *(f"{arm.letter} planning" for arm in ARMS),
+        "C asked as",
+    )
+    for finding in result.findings:
+        medians = [
+            _ms(finding.arms[arm.name].median(measure))
+            for measure in (CLIENT, PLANNING)
+            for arm in ARMS
+        ]
+        table.add_row(finding.query.title, *medians, finding.role)
+    console.print(table)
 
 
 def _note(console: Console, text: str) -> None:
@@ -133,12 +176,13 @@ def _note(console: Console, text: str) -> None:
 
 
 def _cell(figures: ArmFigures) -> str:
-    median = quantile(figures.times(), 0.5)
-    return f"{_ms(median)} ({figures.explained.buffers_median:,})"
+    return f"{_ms(figures.median(EXECUTION))} ({figures.explained.buffers_median:,})"
 
 
 def _ms(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 1 else f"{value:.2f}"
+    if value < 1:
+        return f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _saving(saving: Saving, with_interval: bool) -> Text:
@@ -226,37 +270,85 @@ def _updates(console: Console, result: Result) -> None:
         )
 
 
-def _traffic(console: Console, found: Iterable[During]) -> None:
+def _traffic(console: Console, traffic: Traffic) -> None:
     table = _table(
-        "Traffic in C while the schema changes: median / p99 / longest ms",
+        "Traffic in C while the schema changes: median / p99 / longest ms (p99 to quiet)",
         "meanwhile",
         "for",
         "reads",
         "writes",
+        "longest lock wait",
     )
     table.columns[0].no_wrap = False
-    for during in found:
-        figures = during.as_dict()
+    for figures in traffic.as_dicts():
         table.add_row(
-            during.what,
-            f"{during.seconds:.1f} s",
+            figures["what"],
+            f"{figures['seconds']:.1f} s",
             *(_three(figures[kind]) for kind in ("reads", "writes")),
+            f"{figures['longest_lock_wait_ms']:.0f} ms",
         )
-    if table.row_count:
-        console.print(table)
+    console.print(table)
+    _note(
+        console,
+        "Lock waits are looked for every five milliseconds; a statement of DDL gives up after "
+        f"{traffic.lock_timeout_ms:,} ms.",
+    )
 
 
 def _three(summary: dict[str, float] | None) -> str:
     if summary is None:
         return "none ended"
-    return " / ".join(_ms(summary[name]) for name in ("median_ms", "p99_ms", "max_ms"))
+    three = " / ".join(_ms(summary[name]) for name in ("median_ms", "p99_ms", "max_ms"))
+    return f"{three} (×{summary['p99_to_quiet']:.1f})"
+
+
+def _keys(console: Console, result: Result) -> None:
+    found = result.keys
+    if found is None:
+        return
+    mark, style = ("✓", "green") if found.met else ("✗", "red")
+    backend = "unknown" if found.backend_us is None else f"{found.backend_us:.0f} µs"
+    console.print(
+        Text(
+            f"{mark} Validating a key takes {found.total_us:.0f} µs of CPU (goal: at most "
+            f"{found.goal_us:.0f}): {found.deciding_us:.1f} from row to verdict, hashing "
+            f"({found.hashing_us:.1f}) included, and {found.execution_us:.0f} of execution. The "
+            f"backend spends {backend} a look-up, parsing and planning included; a call from "
+            "memory needs none.",
+            style=style,
+        )
+    )
+
+
+def show_growth(
+    console: Console, found: Sequence[Growth], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> None:
+    """What each query reads at two sizes."""
+    sizes = [f"{run['sizes']['requests']:,}" for run in (before, after)]
+    table = _table(
+        f"Growth of buffers from {sizes[0]} to {sizes[1]} requests",
+        "query",
+        *(f"C at {size}" for size in sizes),
+        "C",
+        "A",
+    )
+    for one in found:
+        table.add_row(
+            Text(one.title, style="bold" if one.headline else ""),
+            f"{one.before:,}",
+            f"{one.after:,}",
+            Text(f"×{one.factor:.2f}", style="green" if one.is_flat else "red"),
+            f"×{one.bare_factor:.1f}",
+        )
+    console.print(table)
 
 
 def _circumstances(result: Result) -> str:
     machine, server = result.machine, result.server
     return (
         f"{result.sizes.requests:,} request log rows, {result.sizes.servers:,} servers, "
-        f"{result.started:%Y-%m-%d %H:%M} UTC. PostgreSQL {server['server_version']}, "
+        f"{result.started:%Y-%m-%d %H:%M} UTC. All arms together weigh "
+        f"{decimal(result.database_bytes)}. PostgreSQL {server['server_version']}, "
         f"shared_buffers {server['shared_buffers']}, cache warm; {machine['cpus']} CPUs "
         f"({machine['system']}), load {machine['load_before']} before and "
         f"{machine.get('load_after', '–')} after. {OPTIMISED.letter} is what the migrations make."

@@ -7,33 +7,40 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import cycle
 from threading import Event, Thread
 from typing import Any
 
 import psycopg
 from django.core.management import call_command
+from django.db import connection as django_connection
 from psycopg import sql
 
 from gateway.bench.arms import OPTIMISED, columns, enter, tables
+from gateway.bench.asking import Asker, Walls, asking
 from gateway.bench.figures import quantile
 from gateway.bench.queries import QUERIES, Statement, draw
-from gateway.bench.scratch import connect
+from monitoring.bench.lockwait import LockWatch, watching
+from registry.db.direct import BRIEF_LOCK_MS
+from registry.db.partitions import Partition, Place, partitions_drop, read_partitions
+from registry.db.scratch import connect
+from registry.db.tenancy import OPERATOR_ROLE
 
-__all__ = ["During", "TrafficError", "run_traffic"]
+__all__ = ["During", "Traffic", "TrafficError", "run_traffic"]
 
 Connection = psycopg.Connection[Any]
+Question = tuple[Asker, Statement]
 ASKED = ("server_discovery", "audit_page", "request_page", "api_key_validation")
 READERS, WRITERS = 2, 1
 ROWS_A_WRITE = 50
-QUIET_SECONDS = 3.0
 PAUSE_SECONDS = 0.005  # between two statements of a session: a load, not a stress test
+DROP_PAUSE_SECONDS = 0.2  # between two partitions
+LOG = "request_logs"
 # The request log's dearest index, and none that the readers need: they shall wait for locks and
 # for the disk, not for an index that is missing.
 INDEX = "idx_request_routing_composite"
-# A partition is dropped under the same wait as elsewhere: reads queue up behind the one who waits.
-DETACH_LOCK_MS = 2_000
+APPLICATION = "mcp-gateway bench_db traffic"
 
 
 class TrafficError(Exception):
@@ -48,43 +55,82 @@ class During:
     seconds: float = 0.0
     reads: list[float] = field(default_factory=list)
     writes: list[float] = field(default_factory=list)
+    longest_lock_wait_ms: float = 0.0
 
-    def as_dict(self) -> dict[str, Any]:
+    def add(self, other: During) -> None:
+        self.seconds += other.seconds
+        self.reads += other.reads
+        self.writes += other.writes
+        self.longest_lock_wait_ms = max(self.longest_lock_wait_ms, other.longest_lock_wait_ms)
+
+    def as_dict(self, quiet: During) -> dict[str, Any]:
         return {
             "what": self.what,
             "seconds": self.seconds,
-            "reads": _summary(self.reads),
-            "writes": _summary(self.writes),
+            "reads": _summary(self.reads, quiet.reads),
+            "writes": _summary(self.writes, quiet.writes),
+            "longest_lock_wait_ms": self.longest_lock_wait_ms,
         }
 
 
-def _summary(times: Sequence[float]) -> dict[str, float] | None:
-    if not times:
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """In quiet for as long as the build took, half of it before and half after, and meanwhile."""
+
+    quiet: During
+    busy: list[During]
+    lock_timeout_ms: int = BRIEF_LOCK_MS
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        return [during.as_dict(self.quiet) for during in (self.quiet, *self.busy)]
+
+
+def _summary(times: Sequence[float], quiet: Sequence[float]) -> dict[str, float] | None:
+    if not times or not quiet:
         return None
+    p99 = quantile(times, 0.99)
     return {
         "statements": len(times),
         "median_ms": quantile(times, 0.5),
-        "p99_ms": quantile(times, 0.99),
+        "p99_ms": p99,
         "max_ms": max(times),
+        "p99_to_quiet": p99 / quantile(quiet, 0.99),
     }
 
 
-def run_traffic(connection: Connection, *, at: datetime) -> list[During]:
-    """Read and write in arm C: in quiet, while `optimize_db` builds, while a partition goes."""
+def run_traffic(connection: Connection, *, at: datetime, walls: Walls, seconds: float) -> Traffic:
+    """Read and write in arm C: in quiet, while `optimize_db` builds, while partitions go.
+
+    The quiet and the dropping take that many seconds at least; a long build gets as much quiet.
+    """
     enter(connection, OPTIMISED)
-    statements = [
-        query.statement(one.values, at=at)
+    if walls.standing:
+        _let_operator_write(connection)
+    questions = [
+        (walls.asker(OPTIMISED, query.tenant_of(one.values)), query.statement(one.values, at=at))
         for query in QUERIES
         if query.name in ASKED
         for one in draw(connection, query, count=50, absent=5)
     ]
-    with _load(statements) as load:
-        found = [load.during("in quiet", lambda: time.sleep(QUIET_SECONDS))]
+    writer = walls.asker(OPTIMISED, None)
+    with (
+        watching(connect("mcp-gateway bench_db watch"), application=APPLICATION) as watch,
+        _load(questions, writer, watch) as load,
+    ):
+        quiet = load.during("in quiet", lambda: time.sleep(seconds))
         connection.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier(INDEX)))
-        found.append(load.during(f"optimize_db builds {INDEX}", _optimize))
-        if oldest := _oldest_partition(connection):
-            found.append(load.during(f"{oldest} is dropped", lambda: _drop(connection, oldest)))
-    return found
+        built = load.during(f"optimize_db builds {INDEX}", _optimize)
+        more = max(0.5, built.seconds - seconds)
+        quiet.add(load.during("in quiet", lambda: time.sleep(more)))
+        found = [built, load.during("partitions are dropped", lambda: _drop(at, seconds))]
+    return Traffic(quiet, found)
+
+
+def _let_operator_write(connection: Connection) -> None:
+    """The staged rows are the benchmark's own table; the log's writer is the operator."""
+    role = sql.Identifier(OPERATOR_ROLE)
+    connection.execute(sql.SQL("GRANT USAGE ON SCHEMA bench TO {}").format(role))
+    connection.execute(sql.SQL("GRANT SELECT ON bench.staged TO {}").format(role))
 
 
 def _optimize() -> None:
@@ -92,28 +138,27 @@ def _optimize() -> None:
     call_command("optimize_db", "--phase", "1", "--json", stdout=io.StringIO())
 
 
-# --------------------------------------------------------------------------- a partition
+# --------------------------------------------------------------------------- partitions
 
 
-def _oldest_partition(connection: Connection) -> str | None:
-    """The request log's oldest partition that holds rows; None while it has no partitions."""
-    found = connection.execute(
-        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
-        " WHERE i.inhparent = to_regclass('request_logs') AND c.reltuples > 0"
-        " ORDER BY (regexp_match(pg_get_expr(c.relpartbound, c.oid),"
-        "           'FROM \\(''([^'']+)''\\)'))[1]::timestamptz LIMIT 1"
-    ).fetchone()
-    return str(found[0]) if found else None
+def _drop(at: datetime, seconds: float) -> None:
+    """The oldest one after another, as retention does it, as long as there is time."""
+    until = time.monotonic() + seconds
+    for partition in _older(at):
+        if time.monotonic() > until:
+            return
+        partitions_drop(at=at, keep={LOG: at - partition.span.until})
+        time.sleep(DROP_PAUSE_SECONDS)
+    time.sleep(max(0.0, until - time.monotonic()))
 
 
-def _drop(connection: Connection, partition: str) -> None:
-    """As retention does it: detach beside the traffic, then drop what nobody sees any more."""
-    name = sql.Identifier(partition)
-    connection.execute(sql.SQL("SET lock_timeout = {}").format(DETACH_LOCK_MS))
-    connection.execute(
-        sql.SQL("ALTER TABLE request_logs DETACH PARTITION {} CONCURRENTLY").format(name)
-    )
-    connection.execute(sql.SQL("DROP TABLE {}").format(name))
+def _older(at: datetime) -> list[Partition]:
+    """The log's partitions that end before the days into which the readers look."""
+    return [
+        partition
+        for partition in read_partitions(django_connection, LOG)
+        if partition.place is Place.ATTACHED and partition.span.until < at - timedelta(days=2)
+    ]
 
 
 # --------------------------------------------------------------------------- the load
@@ -122,31 +167,41 @@ def _drop(connection: Connection, partition: str) -> None:
 class _Load:
     """Sessions in threads; what they measure goes to whatever is being done meanwhile."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: LockWatch) -> None:
         self.stop = Event()
         self.failed: list[BaseException] = []
+        self._watch = watch
         self._now = During("starting")
 
     def during(self, what: str, act: Callable[[], None]) -> During:
+        self._watch.reset()
         self._now = During(what)
         began = time.perf_counter()
         act()
         ended, self._now = self._now, During("between")
         ended.seconds = time.perf_counter() - began
+        ended.longest_lock_wait_ms = self._watch.longest_ms
         if self.failed:
             raise TrafficError(f"A session failed while {what}: {self.failed[0]}")
         return ended
 
-    def read(self, connection: Connection, statements: Sequence[Statement]) -> None:
-        def one(connection: Connection, statement: Statement) -> None:
-            cursor = psycopg.ClientCursor(connection)
-            cursor.execute(statement.sql, statement.parameters)
-            cursor.fetchall()
+    def read(self, connection: Connection, questions: Sequence[Question]) -> None:
+        def one(connection: Connection, question: Question) -> None:
+            asker, statement = question
+            with asking(connection, asker):
+                cursor = psycopg.ClientCursor(connection)
+                cursor.execute(statement.sql, statement.parameters)
+                cursor.fetchall()
 
-        self._repeat(connection, cycle(statements), one, lambda now: now.reads)
+        self._repeat(connection, cycle(questions), one, lambda now: now.reads)
 
-    def write(self, connection: Connection) -> None:
-        self._repeat(connection, cycle([_write_statement()]), _write, lambda now: now.writes)
+    def write(self, connection: Connection, writer: Asker) -> None:
+        def one(connection: Connection, statement: sql.Composed) -> None:
+            with asking(connection, writer), connection.transaction():
+                connection.execute("SET LOCAL synchronous_commit = off")  # as the log writer has it
+                connection.execute(statement)
+
+        self._repeat(connection, cycle([_write_statement()]), one, lambda now: now.writes)
 
     def _repeat(
         self,
@@ -167,16 +222,15 @@ class _Load:
 
 
 @contextmanager
-def _load(statements: Sequence[Statement]) -> Iterator[_Load]:
-    load = _Load()
-    # Connected here: in a thread, Django's default connection still means the usual database.
-    sessions = [connect("mcp-gateway bench_db traffic") for _ in range(READERS + WRITERS)]
+def _load(questions: Sequence[Question], writer: Asker, watch: LockWatch) -> Iterator[_Load]:
+    load = _Load(watch)
+    sessions = [connect(APPLICATION) for _ in range(READERS + WRITERS)]
     threads = [
         *(
-            Thread(target=load.read, args=(session, statements[i::READERS]))
+            Thread(target=load.read, args=(session, questions[i::READERS]))
             for i, session in enumerate(sessions[:READERS])
         ),
-        *(Thread(target=load.write, args=(session,)) for session in sessions[READERS:]),
+        *(Thread(target=load.write, args=(session, writer)) for session in sessions[READERS:]),
     ]
     for thread in threads:
         thread.start()
@@ -195,9 +249,3 @@ def _write_statement() -> sql.Composed:
         "INSERT INTO request_logs (id, {names}) SELECT gen_random_uuid(), {names}"
         " FROM bench.staged LIMIT {rows}"
     ).format(names=sql.SQL(", ").join([sql.Identifier(name) for name in kept]), rows=ROWS_A_WRITE)
-
-
-def _write(connection: Connection, statement: sql.Composed) -> None:
-    with connection.transaction():
-        connection.execute("SET LOCAL synchronous_commit = off")  # as the log writer has it
-        connection.execute(statement)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,18 @@ from psycopg import sql
 
 from gateway.bench.arms import ARMS, BARE, DJANGO, OPTIMISED, Arm, columns, enter, tables
 
-__all__ = ["Copied", "Size", "Updated", "copy_rates", "sizes_of", "update_costs"]
+__all__ = [
+    "UPDATES",
+    "Copied",
+    "Size",
+    "Update",
+    "Updated",
+    "copy_rates",
+    "sizes_of",
+    "update_cost",
+    "update_costs",
+    "wal_and_time",
+]
 
 Connection = psycopg.Connection[Any]
 LOG = "request_logs"
@@ -132,45 +144,61 @@ def _wal_of_insert(connection: Connection, arm: Arm, names: list[str]) -> int:
         sql.Identifier(LOG), names=_listed(names)
     )
     with connection.transaction(force_rollback=True):
-        return _wal(connection, statement, {})
+        return wal_and_time(connection, statement)[0]
 
 
-def _wal(connection: Connection, statement: sql.Composable, parameters: Any) -> int:
+def wal_and_time(
+    connection: Connection, statement: sql.Composable, parameters: Any = None
+) -> tuple[int, float]:
+    """A statement's own WAL in bytes, and its milliseconds of execution."""
     cursor = psycopg.ClientCursor(connection)
-    explain = sql.SQL("EXPLAIN (ANALYZE, WAL, TIMING OFF, FORMAT JSON) {}").format(statement)
-    cursor.execute(explain, parameters)
+    options = sql.SQL("EXPLAIN (ANALYZE, WAL, TIMING OFF, SUMMARY, FORMAT JSON) {}")
+    cursor.execute(options.format(statement), parameters)
     found = (cursor.fetchone() or [""])[0]
-    document = json.loads(found) if isinstance(found, str) else found
-    return int(document[0]["Plan"]["WAL Bytes"])
+    (document,) = json.loads(found) if isinstance(found, str) else found
+    return int(document["Plan"]["WAL Bytes"]), float(document["Execution Time"])
 
 
 # --------------------------------------------------------------------------- updates
 
-# What changes all day long: (title, table, the change). Values differ from round to round.
-_UPDATES = (
-    (
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What changes all day long; values differ from round to round."""
+
+    title: str
+    table: str
+    change: str
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset(re.findall(r"(\w+) = ", self.change))
+
+
+UPDATES = (
+    Update(
         "a health check's result",
         "mcp_servers",
         "last_health_check = clock_timestamp(), avg_response_time = avg_response_time * 1.01,"
         " updated_at = clock_timestamp()",
     ),
-    (
+    Update(
         "a tool's counters",
         "server_tools",
         "total_calls = total_calls + 3, success_count = success_count + 3,"
         " last_used_at = clock_timestamp()",
     ),
-    (
+    Update(
         "a session's last activity",
         "sessions",
         "last_activity = clock_timestamp(), updated_at = clock_timestamp()",
     ),
-    (
+    Update(
         "a key's counters",
         "enhanced_api_keys",
         "total_requests = total_requests + 3, last_used = clock_timestamp()",
     ),
-    (
+    Update(
         "a breaker's counters",
         "circuit_breakers",
         "failure_count = failure_count + 1, last_failure_time = clock_timestamp()",
@@ -187,22 +215,20 @@ def update_costs(connection: Connection) -> dict[str, list[Updated]]:
     found: dict[str, list[Updated]] = {}
     for arm in ARMS:
         enter(connection, arm)
-        found[arm.name] = [
-            _update(connection, arm, title, table, change) for title, table, change in _UPDATES
-        ]
+        found[arm.name] = [update_cost(connection, arm, update) for update in UPDATES]
     connection.execute("RESET synchronous_commit")
     return found
 
 
-def _update(connection: Connection, arm: Arm, title: str, table: str, change: str) -> Updated:
+def update_cost(connection: Connection, arm: Arm, update: Update) -> Updated:
     """Rounds over the busiest rows: everything's traffic concentrates on a few."""
     rounds = [
         sql.SQL(
             "UPDATE {table} SET {change} WHERE id IN (SELECT id FROM (SELECT id FROM {table}"
             " ORDER BY id LIMIT {busy}) AS busy ORDER BY hashtext(id::text || {round}) LIMIT {few})"
         ).format(
-            table=sql.Identifier(table),
-            change=sql.SQL(change),
+            table=sql.Identifier(update.table),
+            change=sql.SQL(update.change),
             busy=BUSY_ROWS,
             round=str(number),
             few=ROWS_A_ROUND,
@@ -214,12 +240,12 @@ def _update(connection: Connection, arm: Arm, title: str, table: str, change: st
     rows, hot, wal = 0, 0, 0
     for statement in rounds[WARM_ROUNDS:]:
         with connection.transaction():
-            before = _counted(connection, arm, table)
-            wal += _wal(connection, statement, None)
-            after = _counted(connection, arm, table)
+            before = _counted(connection, arm, update.table)
+            wal += wal_and_time(connection, statement)[0]
+            after = _counted(connection, arm, update.table)
         rows, hot = rows + after[0] - before[0], hot + after[1] - before[1]
     others = _others_open(connection)
-    return Updated(title, rows, hot / max(1, rows), wal / max(1, rows), others)
+    return Updated(update.title, rows, hot / max(1, rows), wal / max(1, rows), others)
 
 
 # Note [Others on the server]

@@ -30,16 +30,13 @@ def main() -> None:
     options = _options()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
     import django
-    from django.db import connection
 
     django.setup()
-    name = connection.settings_dict["NAME"]
-    connection.creation.create_test_db(verbosity=0, autoclobber=True)
-    try:
+    from registry.db.scratch import migrated_database
+
+    with migrated_database():
         _fill(options)
         _measure(options)
-    finally:
-        connection.creation.destroy_test_db(name, verbosity=0)
 
 
 def _options() -> argparse.Namespace:
@@ -109,6 +106,8 @@ def _measure(options: argparse.Namespace) -> None:
     from monitoring.alerts.evaluate import alerts_evaluate
     from monitoring.alerts.figures import Figures
     from monitoring.models import AlertEvent
+    from registry.db.circumstances import one_line
+    from registry.db.scratch import connect
 
     at = now()
     first = _ms(lambda: alerts_evaluate(at=at))
@@ -119,19 +118,18 @@ def _measure(options: argparse.Namespace) -> None:
     ]
     reads = [_ms(lambda: Figures.read(_METRICS)) for _ in range(options.passes)]
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*), current_setting('server_version') FROM performance_monitoring"
-        )
-        rows, version = cursor.fetchone()
+        cursor.execute("SELECT count(*) FROM performance_monitoring")
+        (rows,) = cursor.fetchone()
+    with connect() as own:
+        head = one_line(own)
     sys.stdout.write(
-        f"{options.servers} servers, {options.rules} rules, {options.calls} calls in five minutes,"
-        f" PostgreSQL {version}; the view has {rows} rows\n"
+        f"{head}\n{options.servers} servers, {options.rules} rules, {options.calls} calls in five"
+        f" minutes; the view has {rows} rows\n"
         f"first pass, {events} events: {first:.1f} ms\n"
         f"quiet pass: median {median(quiet):.1f} ms, fastest {min(quiet):.1f} ms,"
         f" slowest {max(quiet):.1f} ms\n"
         f"of it reading performance_monitoring: median {median(reads):.1f} ms,"
         f" fastest {min(reads):.1f} ms\n"
-        f"load average of the last minute: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n"
     )
 
 

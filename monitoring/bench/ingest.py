@@ -16,16 +16,12 @@ import asyncio
 import multiprocessing
 import os
 import queue
-import secrets
-import signal
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from typing import Any
 
 import django
@@ -51,12 +47,14 @@ class Turn:
 
 def main() -> None:
     options = _options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and the scratch database goes, too
     _setup()
     say = sys.stdout.write
     say(f"put(): {_put_microseconds():.2f} us a row; with the row's making {_made():.2f} us\n")
     say(f"line(): {_line_microseconds():.2f} us a row\n")
-    with _scratch_database() as name:
+    from registry.db.scratch import migrated_database
+
+    with migrated_database() as name:
+        say(f"{_make_bare()}\n")
         for batch in options.batch:
             for writers in options.writers:
                 turns = _run(name, rows=options.rows, writers=writers, batch=batch)
@@ -168,34 +166,20 @@ def _rows(count: int) -> Iterator[Any]:
 # ---------------------------------------------------------------- the database
 
 
-@contextmanager
-def _scratch_database() -> Iterator[str]:
-    """A migrated database under a name of its own, gone afterwards."""
-    from django.core.management import call_command
-    from django.db import connection
+def _make_bare() -> str:
+    """A table like the log's without its indexes and triggers; server, machine and load."""
     from psycopg import sql
 
+    from registry.db.circumstances import one_line
+    from registry.db.scratch import connect
     from registry.db.tenancy import OPERATOR_ROLE
 
-    name = f"mcp_gateway_bench_{secrets.token_hex(4)}"
-    usual = connection.settings_dict["NAME"]
-    with connection._nodb_cursor() as cursor:
-        cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    try:
-        connection.settings_dict["NAME"] = name
-        call_command("migrate", interactive=False, verbosity=0)
-        with connection.cursor() as cursor:
-            cursor.execute("CREATE TABLE request_logs_bare (LIKE request_logs INCLUDING DEFAULTS)")
-            # The writers work as the operator's role, as in the gateway.
-            grant = sql.SQL("GRANT INSERT ON request_logs_bare TO {}")
-            cursor.execute(grant.format(sql.Identifier(OPERATOR_ROLE)))
-        connection.close()
-        yield name
-    finally:
-        connection.close()
-        connection.settings_dict["NAME"] = usual
-        with connection._nodb_cursor() as cursor:
-            cursor.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with connect() as connection:
+        connection.execute("CREATE TABLE request_logs_bare (LIKE request_logs INCLUDING DEFAULTS)")
+        # The writers work as the operator's role, as in the gateway.
+        grant = sql.SQL("GRANT INSERT ON request_logs_bare TO {}")
+        connection.execute(grant.format(sql.Identifier(OPERATOR_ROLE)))
+        return one_line(connection)
 
 
 # ---------------------------------------------------------------- the writers
@@ -256,14 +240,10 @@ async def _write(rows: int, batch: int, start: Barrier, results: Any) -> None:
 
 def _cpu_seconds(backend: int) -> float | None:
     """CPU of this process and of its backend; None where the backend is not on this machine."""
-    try:
-        text = Path(f"/proc/{backend}/stat").read_text()
-    except OSError:
-        return None
-    if "postgres" not in text:
-        return None
-    user, system = text.rpartition(")")[2].split()[11:13]
-    return time.process_time() + (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    from registry.db.circumstances import backend_cpu_seconds
+
+    server = backend_cpu_seconds(backend)
+    return None if server is None else time.process_time() + server
 
 
 # ---------------------------------------------------------------- the figures

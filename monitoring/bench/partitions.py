@@ -15,18 +15,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import django
+import psycopg
 
 LOCK_TIMEOUT_MS = 2_000
 BATCH = 500
-SAMPLE_SECONDS = 0.005
+APPLICATION = "mcp-gateway benchmark traffic"
 
 
 @dataclass(slots=True)
@@ -59,8 +59,13 @@ def main() -> int:
     chosen = parser.parse_args()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
     django.setup()
-    with _scratch_database() as version:
-        _out(f"PostgreSQL {version}; {chosen.writers} writers, {chosen.readers} readers")
+    from registry.db.circumstances import one_line
+    from registry.db.scratch import connect, migrated_database
+
+    with migrated_database():
+        with connect() as connection:
+            _out(one_line(connection))
+        _out(f"{chosen.writers} writers, {chosen.readers} readers")
         for name, work in ARMS.items():
             load, rounds = _run(chosen, work)
             _out(load.line(name) + (f"; {rounds} partitions made and dropped" if rounds else ""))
@@ -75,35 +80,23 @@ def _out(text: str) -> None:
     sys.stdout.flush()
 
 
-@contextmanager
-def _scratch_database() -> Iterator[str]:
-    """A migrated database of its own; PostgreSQL's version."""
-    from django.core.management import call_command
-    from django.db import connection
-
-    before = connection.settings_dict["NAME"]
-    name = connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
-    try:
-        call_command("init_db", verbosity=0)
-        with connection.cursor() as cursor:
-            cursor.execute("SHOW server_version")
-            yield f"{cursor.fetchone()[0]} ({name})"
-    finally:
-        connection.creation.destroy_test_db(before, verbosity=0)
-
-
 def _run(chosen: argparse.Namespace, work: Callable[[float], int]) -> tuple[Load, int]:
+    from monitoring.bench.lockwait import watching
+    from registry.db.scratch import connect
+
     load, over = Load(), threading.Event()
-    jobs = [*[_write] * chosen.writers, *[_read] * chosen.readers, _report, _watch]
+    jobs = [*[_write] * chosen.writers, *[_read] * chosen.readers, _report]
     threads = [threading.Thread(target=_guarded, args=(job, load, over)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    try:
-        rounds = work(chosen.seconds)
-    finally:
-        over.set()
+    with watching(connect("mcp-gateway benchmark watch"), application=APPLICATION) as watch:
         for thread in threads:
-            thread.join()
+            thread.start()
+        try:
+            rounds = work(chosen.seconds)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        load.longest_lock_wait = watch.longest_ms
     return load, rounds
 
 
@@ -155,18 +148,14 @@ ARMS: dict[str, Callable[[float], int]] = {
 
 
 def _guarded(job: Callable[..., None], load: Load, over: threading.Event) -> None:
-    from django.db import Error, connection
+    from registry.db.scratch import connect
 
-    own = connection.copy()
-    own.inc_thread_sharing()
     try:
-        with own.cursor() as cursor:
+        with connect(APPLICATION) as own, own.cursor() as cursor:
             cursor.execute("SELECT set_config('lock_timeout', %s, false)", [f"{LOCK_TIMEOUT_MS}ms"])
             job(cursor, load, over)
-    except Error as error:
+    except psycopg.Error as error:
         load.errors.append(str(error).strip())
-    finally:
-        own.close()
 
 
 def _write(cursor: Any, load: Load, over: threading.Event) -> None:
@@ -209,22 +198,6 @@ def _report(cursor: Any, _load: Load, over: threading.Event) -> None:
         cursor.execute("SELECT count(*) FROM request_logs WHERE request_time < now()")
         over.wait(1.0)
         cursor.execute("COMMIT")
-
-
-def _watch(cursor: Any, load: Load, over: threading.Event) -> None:
-    """The longest time that traffic's sessions were seen waiting for a lock on a table."""
-    since: dict[int, float] = {}
-    while not over.wait(SAMPLE_SECONDS):
-        cursor.execute(
-            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-            " AND wait_event_type = 'Lock' AND wait_event = 'relation'"
-            " AND query ~ '^(COPY|SELECT count|BEGIN)'"
-        )
-        at = time.monotonic()
-        waiting = {pid for (pid,) in cursor.fetchall()}
-        since = {pid: since.get(pid, at) for pid in waiting}
-        waits = [(at - first) * 1000 for first in since.values()]
-        load.longest_lock_wait = max([load.longest_lock_wait, *waits])
 
 
 if __name__ == "__main__":

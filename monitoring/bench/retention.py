@@ -15,17 +15,13 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Event
-from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import django
-import psycopg
-from psycopg import sql
 
 __all__ = ["main"]
 
@@ -56,35 +52,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each turn")
     parser.add_argument("--batch-size", type=int, default=1000)
     options = parser.parse_args(arguments)
-    if "DATABASE_URL" not in os.environ:
-        parser.error("set DATABASE_URL to a server where this role may create databases.")
-    with _scratch_database():
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
+    django.setup()
+    from registry.db.scratch import migrated_database
+
+    with migrated_database():
         _measure(options.rows, options.seconds, options.batch_size)
 
 
-@contextmanager
-def _scratch_database() -> Iterator[None]:
-    url = os.environ["DATABASE_URL"]
-    name = f"bench_retention_{uuid4().hex[:8]}"
-    with psycopg.connect(url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        try:
-            os.environ["DATABASE_URL"] = urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
-            os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
-            django.setup()
-            yield
-        finally:
-            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
-            admin.execute(drop.format(sql.Identifier(name)))
-
-
 def _measure(rows: int, seconds: float, batch_size: int) -> None:
-    from django.core.management import call_command
     from django.db import connection
 
     from monitoring.models import DataRetentionPolicy
+    from registry.db.circumstances import one_line
+    from registry.db.scratch import connect
 
-    call_command("migrate", verbosity=0)
     with connection.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
         for first, last, apart in ((-rows, -1, "1 s"), (1, LIVE, "1 min")):
@@ -92,7 +74,6 @@ def _measure(rows: int, seconds: float, batch_size: int) -> None:
         cursor.execute("VACUUM ANALYZE sessions")
         cursor.execute("SELECT id FROM sessions WHERE is_active")
         live = [row[0] for row in cursor.fetchall()]
-        version = cursor.connection.info.server_version // 10_000
     policy = DataRetentionPolicy.objects.create(
         name="bench",
         table_name="sessions",
@@ -101,7 +82,8 @@ def _measure(rows: int, seconds: float, batch_size: int) -> None:
         batch_size=batch_size,
     )
     print_line = sys.stdout.write
-    print_line(f"PostgreSQL {version}, {rows:,} old rows, batches of {batch_size:,},")
+    with connect() as own:
+        print_line(f"{one_line(own)}\n{rows:,} old rows, batches of {batch_size:,},")
     print_line(f" {WRITERS} writers, {TURNS} turns of {seconds:g} s each way\n")
     without: list[float] = []
     with_it: list[float] = []
@@ -152,8 +134,10 @@ def _turn(
 
 
 def _write(live: list[object], over: Event, seed: int) -> list[float]:
+    from registry.db.scratch import connect
+
     dice, taken = random.Random(seed), []  # noqa: S311  (which rows, not secrets)
-    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as own:
+    with connect() as own:
         while not over.is_set():
             began = time.perf_counter()
             if dice.random() < 0.8:

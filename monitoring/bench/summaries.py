@@ -4,33 +4,34 @@
 
 Makes a scratch database on DATABASE_URL's server (a role that may CREATE DATABASE), fills a month
 of calls of 200 tenants with Zipf shares, prints medians in milliseconds, and drops the database.
+Each query is asked across tenants, and what a tenant may ask walled in to the largest and to a
+median one as well: the transaction's role and tenant are set before the clock starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
+from uuid import UUID
 
 import django
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 __all__ = ["main"]
 
 DAYS = 30
 STEP = 100_000  # rows an INSERT
 REPEATS = 15
-OPERATOR_ROLE = "mcp_gateway_operator"
-ALL = "00000000-0000-0000-0000-000000000000"
+TENANTS = 200
 
 _CAST = """
 CREATE TEMPORARY TABLE cast_of_calls AS
@@ -76,12 +77,20 @@ QUERIES = {
     "get_request_performance_summary(1)": "SELECT * FROM get_request_performance_summary(1)",
     "get_request_performance_summary(24)": "SELECT * FROM get_request_performance_summary(24)",
     "get_request_performance_summary(720)": "SELECT * FROM get_request_performance_summary(720)",
-    "get_tenant_usage_summary(largest, 24)": "SELECT * FROM get_tenant_usage_summary("
-    "(SELECT id::text FROM tenants WHERE slug LIKE 'bench-%' ORDER BY id LIMIT 1), 24)",
-    "get_tenant_usage_summary(largest, 720)": "SELECT * FROM get_tenant_usage_summary("
-    "(SELECT id::text FROM tenants WHERE slug LIKE 'bench-%' ORDER BY id LIMIT 1), 720)",
     "performance_monitoring": "SELECT * FROM performance_monitoring",
 }
+# What a tenant's own pages ask; of the tenants, the first calls most and the middle one little.
+OF_TENANT = {
+    "request_performance(%s, 24)": "SELECT * FROM request_performance(%(tenant)s, 24)",
+    "request_performance(%s, 720)": "SELECT * FROM request_performance(%(tenant)s, 720)",
+    "get_tenant_usage_summary(%s, 24)": (
+        "SELECT * FROM get_tenant_usage_summary(%(tenant)s::text, 24)"
+    ),
+    "get_tenant_usage_summary(%s, 720)": (
+        "SELECT * FROM get_tenant_usage_summary(%(tenant)s::text, 720)"
+    ),
+}
+PLACES = {"largest": 1, "median": TENANTS // 2}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,49 +99,25 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not 1_000 <= options.rows <= 100_000_000:
         parser.error("--rows takes 1,000 to 100,000,000.")
-    url = os.environ.get("DATABASE_URL", "")
-    if not url:
-        parser.error("Set DATABASE_URL to a server on which databases may be made.")
-    with scratch_database(url) as scratch:
-        os.environ["DATABASE_URL"] = scratch
-        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
-        django.setup()
-        from django.core.management import call_command
-        from django.utils.timezone import now
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
+    django.setup()
+    from django.utils.timezone import now
 
-        from registry.db.partitions import partitions_make
+    from registry.db.partitions import partitions_make
+    from registry.db.scratch import connect, migrated_database
 
-        call_command("migrate", verbosity=0)
+    with migrated_database():
         # A month of daily partitions, as there are after a month of work.
         partitions_make(at=now(), tables=["request_logs"], back_to=now() - timedelta(days=DAYS + 1))
-        with psycopg.connect(scratch, autocommit=True) as connection:
+        with connect() as connection:
             _bench(connection, options.rows)
 
 
-@contextmanager
-def scratch_database(url: str) -> Iterator[str]:
-    """A database that is there while the context is: its URL."""
-    name = f"gateway_bench_{uuid4().hex[:12]}"
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    try:
-        yield _renamed(url, name)
-    finally:
-        with psycopg.connect(url, autocommit=True) as connection:
-            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
-            connection.execute(drop.format(sql.Identifier(name)))
+def _bench(connection: psycopg.Connection[Any], rows: int) -> None:
+    from registry.db.circumstances import one_line
+    from registry.db.tenancy import OPERATOR_ROLE
 
-
-def _renamed(url: str, name: str) -> str:
-    known = conninfo_to_dict(url).get("dbname")
-    head, _, tail = url.partition("?")
-    head = head.removesuffix(f"/{known}") if known else head.rstrip("/")
-    return f"{head}/{name}{'?' if tail else ''}{tail}"
-
-
-def _bench(connection: psycopg.Connection, rows: int) -> None:
-    version = connection.execute("SHOW server_version").fetchone()
-    _say(f"PostgreSQL {version and version[0]}, {rows:,} rows over {DAYS} days")
+    _say(f"{one_line(connection)}; {rows:,} rows over {DAYS} days")
     _prepare(connection)
     _fill(connection, rows)
     _compact(connection)
@@ -142,23 +127,24 @@ def _bench(connection: psycopg.Connection, rows: int) -> None:
     connection.execute(
         sql.SQL("SET ROLE {}").format(sql.Identifier(OPERATOR_ROLE))
     )  # as the gateway reads, and with its settings
-    connection.execute("SET jit = off")
     _reads(connection)
     connection.execute("RESET ROLE")
+    _reads_of_tenants(connection)
     for batch in (20_000, 500):
         _writes(connection, batch)
 
 
-def _prepare(connection: psycopg.Connection) -> None:
+def _prepare(connection: psycopg.Connection[Any]) -> None:
     connection.execute(
         "INSERT INTO tenants (id, name, slug, description, status, settings)"
         " SELECT ('00000000-0000-7000-8000-' || lpad(i::text, 12, '0'))::uuid, 'Bench ' || i,"
-        " 'bench-' || i, '', 'active', '{}' FROM generate_series(1, 200) i"
+        " 'bench-' || i, '', 'active', '{}' FROM generate_series(1, %s) i",
+        [TENANTS],
     )
     connection.execute(_CAST)
 
 
-def _fill(connection: psycopg.Connection, rows: int) -> None:
+def _fill(connection: psycopg.Connection[Any], rows: int) -> None:
     began = time.perf_counter()
     # Some minutes past now, so that the log still ends after the measuring does.
     span = connection.execute(
@@ -174,7 +160,7 @@ def _fill(connection: psycopg.Connection, rows: int) -> None:
     _say(f"filled in {seconds:.0f} s ({rows / seconds:,.0f} rows/s, made inside the server)")
 
 
-def _compact(connection: psycopg.Connection) -> None:
+def _compact(connection: psycopg.Connection[Any]) -> None:
     began, moved = time.perf_counter(), 0
     while step := connection.execute("SELECT request_rollups_compact(50000)").fetchone():
         if not step[0]:
@@ -184,7 +170,7 @@ def _compact(connection: psycopg.Connection) -> None:
     _say(f"{moved:,} deltas moved in {seconds:.1f} s ({moved / max(seconds, 1e-9):,.0f}/s)")
 
 
-def _sizes(connection: psycopg.Connection) -> None:
+def _sizes(connection: psycopg.Connection[Any]) -> None:
     for table in ("request_logs", "request_rollups", "request_usage", "request_users"):
         found = connection.execute(
             sql.SQL(
@@ -199,8 +185,8 @@ def _sizes(connection: psycopg.Connection) -> None:
         _say(f"  {table}: {found[0]:,} rows, {found[1]}" if found else table)
 
 
-def _reads(connection: psycopg.Connection) -> None:
-    _say("\nmilliseconds: median (best), shared buffers of one run")
+def _reads(connection: psycopg.Connection[Any]) -> None:
+    _say("\nmilliseconds at the client: median (best); what the server says of one run")
     found = {name: _measure(connection, name, query) for name, query in QUERIES.items()}
     for hours, name in ((24, "(24)"), (720, "(720)")):
         raw = _measure(connection, f"raw percentiles{name}", _RAW.format(hours=hours), repeats=3)
@@ -208,19 +194,38 @@ def _reads(connection: psycopg.Connection) -> None:
         _say(f"  the summary{name} takes {100 * (1 - summary / raw):.1f} % less")
 
 
+def _reads_of_tenants(connection: psycopg.Connection[Any]) -> None:
+    """The same question across tenants and as the application's role, walled in."""
+    from registry.db.tenancy import enter_statement
+
+    for place, number in PLACES.items():
+        tenant = UUID(f"00000000-0000-7000-8000-{number:012}")
+        for name, query in OF_TENANT.items():
+            bound = psycopg.ClientCursor(connection).mogrify(query, {"tenant": tenant})
+            for who, entered in (("across tenants", None), ("walled in", tenant)):
+                with connection.transaction():
+                    connection.execute(enter_statement(tenant_id=entered))
+                    _measure(connection, f"{name % place}, {who}", bound)
+
+
 def _measure(
-    connection: psycopg.Connection, name: str, query: str, *, repeats: int = REPEATS
+    connection: psycopg.Connection[Any], name: str, query: str, *, repeats: int = REPEATS
 ) -> float:
     times = [_timed(lambda: connection.execute(query).fetchall()) for _ in range(repeats + 1)][1:]
     plan = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}").fetchone()
-    top = plan[0][0]["Plan"] if plan else {}
-    buffers = top.get("Shared Hit Blocks", 0) + top.get("Shared Read Blocks", 0)
+    found = (plan or ["[]"])[0]
+    (document,) = json.loads(found) if isinstance(found, str) else found
+    top = document["Plan"]
+    buffers = top["Shared Hit Blocks"] + top["Shared Read Blocks"]
     median = statistics.median(times)
-    _say(f"  {name}: {median:.1f} ({min(times):.1f}), {buffers:,} buffers")
+    _say(
+        f"  {name}: {median:.1f} ({min(times):.1f}), {buffers:,} buffers;"
+        f" execution {document['Execution Time']:.1f}, planning {document['Planning Time']:.1f}"
+    )
     return median
 
 
-def _writes(connection: psycopg.Connection, batch: int) -> None:
+def _writes(connection: psycopg.Connection[Any], batch: int) -> None:
     """COPY of one batch by one writer, in turns: bare table, with indexes, with rollups too."""
     names = connection.execute(
         "SELECT array_agg(attname ORDER BY attnum) FROM pg_attribute"
@@ -259,7 +264,7 @@ def _writes(connection: psycopg.Connection, batch: int) -> None:
 
 
 def _copied(
-    connection: psycopg.Connection, statement: sql.Composed, data: bytes, *, counted: bool
+    connection: psycopg.Connection[Any], statement: sql.Composed, data: bytes, *, counted: bool
 ) -> float:
     """Milliseconds of one COPY, rolled back; the trigger fires or not."""
     with connection.transaction(force_rollback=True), connection.cursor() as cursor:

@@ -27,6 +27,7 @@ __all__ = [
     "OPERATOR_ROLE",
     "READER_ROLE",
     "begin_as_operator",
+    "enter_statement",
     "narrow_to_tenant",
     "operator_transaction",
     "tenant_transaction",
@@ -99,6 +100,15 @@ async def begin_as_operator(connection: AsyncConnection[Any]) -> None:
     The connection's own context, or the pool's, commits or rolls back.
     """
     await connection.execute(_BEGIN_AS_OPERATOR)
+
+
+def enter_statement(*, tenant_id: UUID | None) -> sql.Composed:
+    """What a transaction of ours runs first, for a connection that is not Django's.
+
+    Its row ends with the role that was taken, `none` where there is none to take.
+    """
+    role, tenant = (OPERATOR_ROLE, "") if tenant_id is None else (APP_ROLE, str(tenant_id))
+    return sql.SQL(_ENTER).format(tenant=sql.Literal(tenant), role=sql.Literal(role))
 
 
 def narrow_to_tenant(tenant_id: UUID, *, using: str = "default") -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import IO, Any, cast
 
 import psycopg
@@ -19,19 +17,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gateway.bench.charts import write_charts
 from gateway.bench.fill import Sizes
+from gateway.bench.growth import GrowthError, growth, read_document
+from gateway.bench.indexes import index_page
 from gateway.bench.queries import QUERIES, Query
-from gateway.bench.report import as_document, show
-from gateway.bench.run import Steps, run_benchmark
-from gateway.bench.scratch import ScratchError
+from gateway.bench.report import as_document, show, show_growth
+from gateway.bench.run import Result, Steps, run_benchmark
 from gateway.bench.traffic import TrafficError
 from registry.db.direct import PoolerError
+from registry.db.partitions import PartitionsError
+from registry.db.scratch import ScratchError
 
-SMALL, MEDIUM, LARGE = (100_000, 10_000), (1_000_000, 100_000), (10_000_000, 1_000_000)
+SIZES = {
+    "small": Sizes(100_000, 10_000),
+    "medium": Sizes(1_000_000, 100_000),
+    "large": Sizes(10_000_000, 1_000_000),
+}
+# From so many requests on, the traffic's p99 rests on more seconds.
+LONG_FROM, SHORT_SECONDS, LONG_SECONDS = 1_000_000, 3.0, 10.0
 FILE_WIDTH = 130  # columns of tables that no terminal bounds
 LIMITS = {
     "--requests": (1_000, 100_000_000),
     "--servers": (100, 10_000_000),
     "--parameters": (10, 10_000),
+    "--traffic-seconds": (1, 600),
 }
 
 
@@ -39,18 +47,20 @@ class Command(BaseCommand):
     help = (
         "Measure what the indexes gain and cost: the same rows with primary keys alone, with "
         "Django's default indexes, and as migrated, in a scratch database that is made on "
-        "DATABASE_URL's server and dropped afterwards. "
-        f"Sizes: {SMALL[0]:,} requests and {SMALL[1]:,} servers are small (the default), "
-        f"{MEDIUM[0]:,} and {MEDIUM[1]:,} medium, {LARGE[0]:,} and {LARGE[1]:,} large. "
+        "DATABASE_URL's server and dropped afterwards. Sizes: "
+        + "; ".join(
+            f"{name}: {size.requests:,} requests and {size.servers:,} servers"
+            for name, size in SIZES.items()
+        )
+        + ". "
         "Exit status: 0 done; 1 failed, other rows in one arm than in another, or a headline query "
         "found no index; 2 wrong usage."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "--requests", type=int, default=SMALL[0], metavar="N", help="Request log rows."
-        )
-        parser.add_argument("--servers", type=int, default=SMALL[1], metavar="N", help="Servers.")
+        parser.add_argument("--size", choices=SIZES, default="small", help="Default: small.")
+        for flag, what in (("--requests", "Request log rows"), ("--servers", "Servers")):
+            parser.add_argument(flag, type=int, metavar="N", help=f"{what}; default: the size's.")
         parser.add_argument(
             "--parameters",
             type=int,
@@ -62,42 +72,102 @@ class Command(BaseCommand):
         parser.add_argument(
             "--query", action="append", metavar="NAME", help="Only this query; may be repeated."
         )
+        parser.add_argument(
+            "--traffic-seconds",
+            type=float,
+            metavar="N",
+            help="How long traffic is watched in quiet, and while partitions are dropped; default "
+            f"{SHORT_SECONDS:g}, from {LONG_FROM:,} requests on {LONG_SECONDS:g}.",
+        )
+        parser.add_argument(
+            "--against",
+            type=Path,
+            metavar="FILE",
+            help="Tell what queries read more than in another run, of which this is the document.",
+        )
         parser.add_argument("--svg", metavar="FOLDER", help="Write charts for the docs there.")
-        parser.add_argument("--json", action="store_true", help="Print one JSON document.")
+        parser.add_argument(
+            "--indexes",
+            type=Path,
+            metavar="FILE",
+            help="Measure each index of the catalogue by itself instead, and write the page.",
+        )
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            help="Print one JSON document; the tables go to standard error.",
+        )
 
     def handle(
         self,
         *,
-        requests: int,
-        servers: int,
+        size: str,
+        requests: int | None,
+        servers: int | None,
         parameters: int,
-        query: list[str] | None,
-        svg: str | None,
+        indexes: Path | None,
         json: bool,
         **options: Any,
     ) -> None:
-        given = {"--requests": requests, "--servers": servers, "--parameters": parameters}
+        wanted = SIZES[size]
+        sizes = Sizes(
+            wanted.requests if requests is None else requests,
+            wanted.servers if servers is None else servers,
+        )
+        seconds = options["traffic_seconds"]
+        options["traffic_seconds"] = _seconds(sizes) if seconds is None else seconds
+        given = {
+            "--requests": sizes.requests,
+            "--servers": sizes.servers,
+            "--parameters": parameters,
+            "--traffic-seconds": options["traffic_seconds"],
+        }
         for flag, value in given.items():
             _in_range(flag, value)
-        chosen = _chosen(query)
         talk = self._console(self.stderr if json else self.stdout, options)
-        with _progress(talk) as steps, _in_words(), _stoppable():
+        if indexes is not None:
+            self._measure_indexes(talk, sizes, indexes)
+        else:
+            self._compare(talk, sizes, parameters, json, options)
+
+    def _measure_indexes(self, talk: Console, sizes: Sizes, path: Path) -> None:
+        with _progress(talk) as steps, _in_words():
+            page = index_page(sizes=sizes, at=now(), steps=steps)
+            path.write_text(page, encoding="utf-8")
+        talk.print(f"Wrote {path}", highlight=False, markup=False)
+
+    def _compare(
+        self, talk: Console, sizes: Sizes, parameters: int, json: bool, options: dict[str, Any]
+    ) -> None:
+        chosen = _chosen(options["query"])
+        with _progress(talk) as steps, _in_words():
+            other = read_document(options["against"]) if options["against"] else None
             result = run_benchmark(
-                sizes=Sizes(requests, servers),
+                sizes=sizes,
                 parameters=parameters,
                 at=now(),
                 steps=steps,
+                traffic_seconds=options["traffic_seconds"],
                 chosen=chosen,
             )
-        if svg:
-            for path in write_charts(result, Path(svg)):
+        self._show(talk, result, other, json)
+        if options["svg"]:
+            for path in write_charts(result, Path(options["svg"])):
                 talk.print(f"Wrote {path}", highlight=False, markup=False)
-        if json:
-            self._print_document(as_document(result))
-        else:
-            show(talk, result)
         if result.failures:
             raise CommandError(" ".join(result.failures))
+
+    def _show(
+        self, talk: Console, result: Result, other: dict[str, Any] | None, json: bool
+    ) -> None:
+        show(talk, result)
+        document = as_document(result)
+        if other is not None:
+            grown = growth(other, document)
+            document["growth"] = [one.as_dict() for one in grown]
+            show_growth(talk, grown, other, document)
+        if json:
+            self._print_document(document)
 
     def _console(self, stream: Any, options: dict[str, Any]) -> Console:
         console = Console(
@@ -113,7 +183,11 @@ class Command(BaseCommand):
         self.stdout.write(json.dumps(document, indent=2))
 
 
-def _in_range(flag: str, value: int) -> None:
+def _seconds(sizes: Sizes) -> float:
+    return LONG_SECONDS if sizes.requests >= LONG_FROM else SHORT_SECONDS
+
+
+def _in_range(flag: str, value: float) -> None:
     least, most = LIMITS[flag]
     if not least <= value <= most:
         raise CommandError(f"{flag} takes {least:,} to {most:,}.", returncode=2)
@@ -179,12 +253,11 @@ def _in_words() -> Iterator[None]:
     """What can go wrong on somebody's server, in one sentence."""
     try:
         yield
-    except (ScratchError, TrafficError, PoolerError) as error:
+    except (ScratchError, GrowthError, TrafficError, PoolerError, PartitionsError) as error:
         raise CommandError(str(error)) from None
     except errors.DiskFull:
         raise CommandError(
-            "The server's disk is full: choose smaller --requests and --servers. The scratch "
-            "database is dropped."
+            "The server's disk is full: choose a smaller size. The scratch database is dropped."
         ) from None
     except psycopg.OperationalError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
@@ -192,16 +265,3 @@ def _in_words() -> Iterator[None]:
             f"The server ended the benchmark: {reason}. What is left of its scratch database is "
             "dropped by the next run."
         ) from None
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, so that the scratch database is dropped either way."""
-    if current_thread() is not main_thread():
-        yield
-        return
-    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, usual)

@@ -1,4 +1,4 @@
-"""bench_db from outside, small: plans, buffers and equal rows; times are no test's business."""
+"""bench_db from outside, small: plans, buffers, roles, rows; times are no test's business."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils.timezone import now
 
+from gateway.bench.arms import BARE, OPTIMISED
+from gateway.bench.asking import Walls, asking
+from gateway.bench.growth import growth
 from gateway.bench.queries import QUERIES
-from gateway.bench.scratch import PREFIX, ScratchError, scratch_database
+from registry.db.catalogue import catalogue
+from registry.db.scratch import PREFIX, ScratchError, connect, scratch_database
+from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE
+from tests.factories import RequestLogFactory, TenantFactory
 
 # One run serves all tests; it takes seconds on an idle machine and minutes on a crowded one.
 pytestmark = [pytest.mark.xdist_group("bench"), pytest.mark.timeout(300)]
@@ -57,6 +63,7 @@ def document() -> dict[str, Any]:
     """One run of the headline queries; what it prints on standard output and nothing else."""
     only = [part for name in HEADLINES for part in ("--query", name)]
     sizes = ["--requests", "60000", "--servers", "2000", "--parameters", "20"]
+    sizes += ["--traffic-seconds", "1"]
     before = scratch_databases()
     run = subprocess.run(
         command(*sizes, *only, "--json"), capture_output=True, text=True, timeout=280
@@ -104,19 +111,116 @@ def test_the_cost_is_told_beside_the_gain(document):
         assert all(update["rows"] == 800 for update in arm["updates"])
 
 
-def test_traffic_goes_on_while_optimize_db_builds(document):
-    quiet, building = document["traffic"][:2]
+def test_traffic_goes_on_while_the_schema_changes(document):
+    quiet, building, dropping = document["traffic"]
     assert building["what"] == "optimize_db builds idx_request_routing_composite"
-    for during in (quiet, building):
+    assert dropping["what"] == "partitions are dropped"
+    assert quiet["seconds"] >= building["seconds"] * 0.9
+    for during in (quiet, building, dropping):
         assert during["reads"]["statements"] > 0
         assert during["writes"]["statements"] > 0
+        assert during["longest_lock_wait_ms"] < document["lock_timeout_ms"]
+    assert quiet["reads"]["p99_to_quiet"] == 1
 
 
-def test_ctrl_c_leaves_no_database(tmp_path):
+def test_each_question_is_asked_as_the_program_asks_it(document):
+    assert document["walls"]["standing"]
+    assert document["walls"]["plain_us"] < document["walls"]["tenant_us"]
+    asked = {query["name"]: query["asked_as"] for query in document["queries"]}
+    assert asked == {
+        "server_discovery": APP_ROLE,
+        "user_authentication": OPERATOR_ROLE,
+        "audit_page": APP_ROLE,
+        "api_key_validation": OPERATOR_ROLE,
+        "tool_discovery": OPERATOR_ROLE,
+    }
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_walled_question_sees_one_tenant_and_no_other():
+    mine, other = TenantFactory(), TenantFactory()
+    for tenant in (mine, other, other):
+        RequestLogFactory(tenant_id=tenant.pk)
+    everything = "SELECT current_user, count(*) FROM request_logs"
+    walls, down = Walls(standing=True), Walls(standing=False)
+    askers = {
+        "walled": walls.asker(OPTIMISED, mine.pk),
+        "across tenants": walls.asker(OPTIMISED, None),
+        "without walls": walls.asker(BARE, mine.pk),
+        "no roles": down.asker(OPTIMISED, mine.pk),
+    }
+    with connect() as own:
+        user = own.info.user
+        found = {}
+        for name, asker in askers.items():
+            with asking(own, asker):
+                found[name] = own.execute(everything).fetchone()
+    assert found == {
+        "walled": (APP_ROLE, 1),
+        "across tenants": (OPERATOR_ROLE, 3),
+        "without walls": (user, 3),
+        "no roles": (user, 3),
+    }
+
+
+def test_the_server_s_own_times_stand_beside_the_client_s(document):
+    for query in document["queries"]:
+        for arm in query["arms"].values():
+            assert 0 < arm["median_ms"] < arm["client_median_ms"]
+            assert arm["planning_median_ms"] > 0
+            assert 0 <= arm["noise"]["execution"] <= 1
+
+
+def test_validating_a_key_is_told_in_cpu_time(document):
+    found = document["keys"]
+    assert 0 < found["hashing_us"] < found["deciding_us"] < found["total_us"]
+    assert found["met"] == (found["total_us"] <= found["goal_us"])
+    assert found["refused"] < 50, "every key was refused before its rules were looked at"
+
+
+def test_growth_compares_the_buffers_of_two_runs(document):
+    larger = json.loads(json.dumps(document))
+    for query in larger["queries"]:
+        query["arms"]["bare"]["buffers_median"] *= 10
+    larger["queries"][0]["arms"]["optimised"]["buffers_median"] *= 3
+    first, *others = growth(document, larger)
+    assert (first.factor, first.is_flat) == (3, False)
+    assert all(one.factor == 1 and one.is_flat for one in others)
+    assert all(one.bare_factor == 10 for one in (first, *others))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_page_of_indexes_has_a_row_for_each_entry_of_the_catalogue(tmp_path):
+    page = tmp_path / "indexes.md"
+    call_command("bench_db", "--indexes", str(page), "--requests", "1000", "--servers", "100")
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| `")]
+    named = [row[0].strip("|` ") for row in rows]
+    assert sorted(named) == sorted(entry.index for entry in catalogue())
+    for row, name in zip(rows, named, strict=True):
+        assert len(row) == 9, row
+        assert row[1] in {
+            f"{entry.caller}; {entry.rate}" for entry in catalogue() if entry.index == name
+        }
+    served = [row for row in rows if "uq_enhanced_api_keys_key_prefix" in row[0]]
+    assert "Index Scan" in served[0][2]
+    assert "**keeps**" in served[0][8]
+    (volatile,) = [row for row in rows if "idx_sessions_activity_time" in row[0]]
+    assert volatile[7].endswith("/ 0%")
+
+
+@pytest.mark.parametrize(
+    ("number", "started"),
+    [
+        (signal.SIGINT, command("--requests", "20000")),
+        (signal.SIGTERM, [sys.executable, "-m", "monitoring.bench.retention"]),
+    ],
+)
+def test_a_stopped_benchmark_leaves_no_database(tmp_path, number, started):
     with (tmp_path / "out").open("w") as out:
         before = scratch_databases()
         run = subprocess.Popen(
-            command("--requests", "20000"),
+            started,
+            cwd=ROOT,
             stdout=out,
             stderr=out,
             # A shell's background job ignores Ctrl-C, and so would what it starts.
@@ -125,9 +229,29 @@ def test_ctrl_c_leaves_no_database(tmp_path):
         try:
             wait_until(lambda: scratch_databases() - before)
         finally:
-            run.send_signal(signal.SIGINT)
+            run.send_signal(number)
         assert run.wait(timeout=120) != 0
     assert scratch_databases() <= before
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_killed_run_left_behind_goes_with_the_next_one():
+    left, foreign = f"{PREFIX}20200101000000_abcdef", f"{PREFIX}of_somebody"
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as server:
+        for name in (left, foreign):
+            server.execute(
+                psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name))
+            )
+        try:
+            with scratch_database() as own:
+                assert connection.settings_dict["NAME"] == own
+                assert scratch_databases() >= {own, foreign}
+                assert left not in scratch_databases()
+            assert connection.settings_dict["NAME"] != own
+        finally:
+            for name in (left, foreign):
+                drop = psycopg.sql.SQL("DROP DATABASE IF EXISTS {}")
+                server.execute(drop.format(psycopg.sql.Identifier(name)))
 
 
 def wait_until(holds: Any) -> None:
@@ -169,12 +293,22 @@ def test_too_little_disk_is_said_before_anything_is_made():
     assert scratch_databases() <= before
 
 
+def test_another_run_s_document_is_read_before_anything_is_made(tmp_path):
+    before = scratch_databases()
+    (tmp_path / "other.json").write_text("{}")
+    for name, reason in (("other.json", "no document of"), ("none.json", "cannot be read")):
+        with pytest.raises(CommandError, match=reason):
+            call_command("bench_db", "--against", str(tmp_path / name))
+    assert scratch_databases() <= before
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--requests", "10"], "--requests takes 1,000 to 100,000,000."),
         (["--servers", "0"], "--servers takes 100 to 10,000,000."),
         (["--parameters", "9"], "--parameters takes 10 to 10,000."),
+        (["--traffic-seconds", "0.5"], "--traffic-seconds takes 1 to 600."),
         (["--query", "everything"], "There is no query 'everything'; choose of: server_disc"),
     ],
 )

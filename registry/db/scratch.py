@@ -1,22 +1,31 @@
-"""A database of the benchmark's own, on the server that the settings name."""
+"""A database of a benchmark's own, on the server that the settings name.
+
+Every benchmark of the project works in one. It is dropped at the end, after Ctrl-C and SIGTERM
+too; what a killed run left behind, the next one removes.
+"""
 
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 from django.conf import settings
+from django.core.management import call_command
 from django.db import connections
 from psycopg import sql
 
-__all__ = ["ScratchError", "connect", "scratch_database"]
+from registry.db.embedded import local_cluster
+
+__all__ = ["PREFIX", "ScratchError", "connect", "migrated_database", "scratch_database"]
 
 PREFIX = "mcp_gateway_bench_"
 STAMP = "%Y%m%d%H%M%S"
@@ -35,12 +44,21 @@ class ScratchError(Exception):
 
 
 @contextmanager
-def scratch_database(*, bytes_needed: int) -> Iterator[str]:
+def migrated_database(*, bytes_needed: int = 0) -> Iterator[str]:
+    """A scratch database with the schema, roles and walls that the migrations make; its name."""
+    with scratch_database(bytes_needed=bytes_needed) as name:
+        call_command("migrate", interactive=False, verbosity=0)
+        yield name
+
+
+@contextmanager
+def scratch_database(*, bytes_needed: int = 0) -> Iterator[str]:
     """Make a database, let Django's default connection mean it, and drop it whatever happens.
 
-    Yields its name. Other threads must open connections of their own, with `connect`.
+    Yields its name. It is the default one for every thread of this process, which work in it as
+    its owner.
     """
-    with _server() as server:
+    with _stoppable(), _running(), _server() as server:
         _check(server, bytes_needed)
         _drop_abandoned(server)
         name = f"{PREFIX}{datetime.now(UTC):{STAMP}}_{uuid4().hex[:6]}"
@@ -55,7 +73,7 @@ def scratch_database(*, bytes_needed: int) -> Iterator[str]:
             server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
 
 
-def connect(application_name: str = "mcp-gateway bench_db") -> psycopg.Connection[Any]:
+def connect(application_name: str = "mcp-gateway benchmark") -> psycopg.Connection[Any]:
     """A session of its own on the database that is the default one now, in autocommit.
 
     Nothing is prepared on the server, as in the program itself.
@@ -63,6 +81,25 @@ def connect(application_name: str = "mcp-gateway bench_db") -> psycopg.Connectio
     parameters = connections["default"].get_connection_params()
     parameters |= {"application_name": application_name, "prepare_threshold": None}
     return psycopg.connect(**parameters, autocommit=True)
+
+
+def _running() -> AbstractContextManager[object]:
+    """The embedded server where it is the one that the settings name."""
+    embedded = getattr(settings, "DATABASE_IS_EMBEDDED", False)
+    return local_cluster(settings.LOCAL_DIR).running() if embedded else nullcontext()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, so that the database is dropped either way."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 @contextmanager
@@ -73,23 +110,31 @@ def _server() -> Iterator[psycopg.Connection[Any]]:
 
 
 def _direct_settings() -> dict[str, Any]:
-    usual = deepcopy(connections["default"].settings_dict)
-    found = usual | deepcopy(settings.DATABASE_DIRECT or {})
+    """The owner's, who may make databases, past a pooler."""
+    usual = deepcopy(dict(connections["default"].settings_dict))
+    owners = settings.DATABASE_MAINTENANCE or settings.DATABASE_DIRECT or {}
+    found = usual | deepcopy(owners)
     found["OPTIONS"] = {**found["OPTIONS"], "options": LIMITS}
     return found
 
 
 @contextmanager
 def _replaced(wanted: dict[str, Any]) -> Iterator[None]:
+    """Change the settings themselves, which the connections of all threads are opened by."""
     default = connections["default"]
-    usual = default.settings_dict
+    usual = dict(default.settings_dict)
     default.close()
-    default.settings_dict = wanted
+    _set(default.settings_dict, wanted)
     try:
         yield
     finally:
         default.close()
-        default.settings_dict = usual
+        _set(default.settings_dict, usual)
+
+
+def _set(kept: dict[str, Any], wanted: dict[str, Any]) -> None:
+    kept.clear()
+    kept.update(wanted)
 
 
 @contextmanager
@@ -140,7 +185,7 @@ def _check_disk(server: psycopg.Connection[Any], bytes_needed: int) -> None:
     if free < bytes_needed:
         raise ScratchError(
             f"The benchmark needs about {bytes_needed / 2**30:.1f} GB of disk for this size and "
-            f"{free / 2**30:.1f} GB are free: choose smaller --requests and --servers."
+            f"{free / 2**30:.1f} GB are free: choose a smaller size."
         )
 
 
