@@ -25,7 +25,7 @@ from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE, enter_statement
 __all__ = ["OWNER", "Asker", "Walls", "asking", "raise_walls", "walls_of"]
 
 Connection = psycopg.Connection[Any]
-TIMED = 300  # transactions of each kind
+TIMED = 200  # transactions of each kind
 
 
 @dataclass(frozen=True, slots=True)

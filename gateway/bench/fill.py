@@ -55,7 +55,7 @@ DAYS = 30
 SEED = 0.42
 TOOLS_EACH = 8
 # Bytes with all three arms and their indexes, rounded up from what PostgreSQL 15 and 18 needed.
-BYTES_A_REQUEST, BYTES_A_SERVER = 4_500, 30_000
+BYTES_A_REQUEST, BYTES_A_SERVER = 2_000, 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +96,22 @@ class Sizes:
 
     @property
     def bytes_needed(self) -> int:
-        return self.requests * BYTES_A_REQUEST + self.servers * BYTES_A_SERVER + 2**28
+        return self.requests * BYTES_A_REQUEST + self.servers * BYTES_A_SERVER + 2**30
 
 
 # --------------------------------------------------------------------------- what rows look like
 
 _HELPERS = """
 CREATE SCHEMA bench;
--- A version 7 UUID of a time, the rest of it from a text. (Each argument occurs once: PostgreSQL
--- then puts the expression where the call is.)
+-- PostgreSQL puts a function's expression where the call is, if all in it is as immutable as the
+-- function says: i::text is, and text || bigint is not.
+-- A version 7 UUID of a time, the rest of it from a text.
 CREATE FUNCTION bench.uuid7(ms bigint, salt text) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
     SELECT overlay(overlay(md5(salt) PLACING lpad(to_hex(ms), 12, '0') || '7' FROM 1 FOR 13)
                    PLACING '8' FROM 17 FOR 1)::uuid $$;
 -- The id of the i-th tenant, server, user, …: known without looking it up, in the order of i.
 CREATE FUNCTION bench.id(kind text, i bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
-    SELECT bench.uuid7(1700000000000 + i, kind || i) $$;
+    SELECT bench.uuid7(1700000000000 + i, kind || i::text) $$;
 -- 1 to n, k in proportion to 1/k.
 CREATE FUNCTION bench.zipf(n bigint) RETURNS bigint LANGUAGE sql VOLATILE AS $$
     SELECT least(n, floor(power(n + 1, random()))::bigint) $$;
@@ -120,7 +121,8 @@ CREATE FUNCTION bench.share(i bigint) RETURNS double precision LANGUAGE sql IMMU
 -- No two tools of a server (places 1 to 8) have one name; some names are on many servers.
 CREATE FUNCTION bench.tool(server bigint, place bigint, names bigint) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT 'tool_' || place + 8 * floor(names * power(bench.share(server * 8 + place), 2)) $$;
+    SELECT 'tool_' || (place
+        + 8 * floor(names * power(bench.share(server * 8 + place), 2))::bigint)::text $$;
 """
 
 # One row a server with what its tools, calls and metrics follow from. The most popular servers are

@@ -39,7 +39,7 @@ __all__ = [
 Connection = psycopg.Connection[Any]
 ORDER = (BARE, DJANGO, OPTIMISED, DJANGO, BARE, OPTIMISED)  # drift hits every arm alike
 MEASURES = EXECUTION, CLIENT, PLANNING = "execution", "client", "planning"
-PASS_SECONDS = 12.0  # of the slowest arm; larger tables are asked with fewer parameters
+PASS_SECONDS = 8.0  # of the slowest arm; larger tables are asked with fewer parameters
 FEWEST = 4
 OCCURRING = ("frequent", "rare")
 # Quick queries take their turns several times: what counts is a parameter's best time, so that
