@@ -1,6 +1,8 @@
 """The before/after benchmark of the performance guide: what the declared indexes gain and cost.
 
-`scratch` makes a database of its own, `fill` its rows, `arms` the schemas that are compared,
-`queries` what the program asks; `reads`, `writes` and `traffic` measure, `report` and `charts`
-show. The management command `bench_db` only connects them.
+`fill` makes the rows of a scratch database (`registry.db.scratch`), `arms` the schemas that are
+compared, `queries` what the program asks, `asking` as whom; `reads`, `writes`, `keys` and
+`traffic` measure, `report` and `charts` show, `growth` sets two runs side by side. `indexes`
+measures each index of the catalogue by itself. The management command `bench_db` only connects
+them.
 """

@@ -22,6 +22,7 @@ from gateway.bench.arms import BARE, OPTIMISED
 from gateway.bench.asking import Walls, asking
 from gateway.bench.growth import growth
 from gateway.bench.queries import QUERIES
+from monitoring.bench.lockwait import watching
 from registry.db.catalogue import catalogue
 from registry.db.scratch import PREFIX, ScratchError, connect, scratch_database
 from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE
@@ -121,6 +122,29 @@ def test_traffic_goes_on_while_the_schema_changes(document):
         assert during["writes"]["statements"] > 0
         assert during["longest_lock_wait_ms"] < document["lock_timeout_ms"]
     assert quiet["reads"]["p99_to_quiet"] == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_waits_for_a_lock_is_seen():
+    lock = "LOCK TABLE tenants IN ACCESS EXCLUSIVE MODE"
+    with (
+        connect("holder") as holder,
+        connect("waiter") as waiter,
+        connect("other") as other,
+        watching(connect("watch"), application="waiter") as watch,
+    ):
+        waiter.execute("SET lock_timeout = '300ms'")
+        other.execute("SET lock_timeout = '300ms'")
+        with holder.transaction():
+            holder.execute(lock)
+            with pytest.raises(psycopg.errors.LockNotAvailable), other.transaction():
+                other.execute(lock)
+            assert watch.longest_ms == 0, "somebody else's wait was taken for the waiter's"
+            with pytest.raises(psycopg.errors.LockNotAvailable), waiter.transaction():
+                waiter.execute(lock)
+        assert watch.longest_ms >= 150
+        watch.reset()
+        assert watch.longest_ms == 0
 
 
 def test_each_question_is_asked_as_the_program_asks_it(document):
