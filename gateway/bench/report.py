@@ -194,7 +194,8 @@ def _saving(saving: Saving, with_interval: bool) -> Text:
 
 def _change(share: float) -> str:
     """-97% for less time; for much more, how many times as much."""
-    return f"×{1 - share:.1f}" if share < -1 else f"{-share:+.{1 if share > 0.95 else 0}%}"
+    digits = 2 if share > 0.999 else 1 if share > 0.95 else 0
+    return f"×{1 - share:.1f}" if share < -1 else f"{-share:+.{digits}%}"
 
 
 def _classes(console: Console, result: Result) -> None:

@@ -34,7 +34,7 @@ SIZES = {
 }
 # From so many requests on, the traffic's p99 rests on more seconds.
 LONG_FROM, SHORT_SECONDS, LONG_SECONDS = 1_000_000, 3.0, 10.0
-FILE_WIDTH = 130  # columns of tables that no terminal bounds
+FILE_WIDTH = 160  # columns of tables that no terminal bounds
 LIMITS = {
     "--requests": (1_000, 100_000_000),
     "--servers": (100, 10_000_000),
