@@ -5,7 +5,9 @@ Some are the performance guide's, ahead of their callers: those entries say "nob
 
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
+from django.db.models import QuerySet
 from django.utils.timezone import now
 
 from registry.db.catalogue import IndexEntry, sample
@@ -24,6 +26,15 @@ from registry.models import (
 
 def _last_day() -> dict[str, Any]:
     return {"timestamp__gte": now() - timedelta(days=1), "timestamp__lt": now()}
+
+
+def _tenant_id() -> UUID | None:
+    found: UUID | None = sample(MCPServer, "tenant_id")["tenant_id"]
+    return found
+
+
+def _discovered(tenant_id: UUID | None) -> QuerySet[MCPServer]:
+    return MCPServer.objects.fastest(tenant_id=tenant_id, transport=Transport.HTTP, limit=20)
 
 
 CATALOGUE = [
@@ -74,11 +85,22 @@ CATALOGUE = [
     ),
     IndexEntry(
         index="idx_servers_discovery_composite",
-        query=lambda: MCPServer.objects.fastest(transport=Transport.SSE, limit=20),
-        caller="nobody yet: the guide's query for the fastest usable servers",
-        rate="never",
+        query=lambda: _discovered(_tenant_id()),
+        tenant=lambda: _tenant_id(),
+        caller="GET /api/v1/servers/discover",
+        rate="each discovery",
         loses="Two values of the leading column give two ordered runs, which PostgreSQL does not "
         "merge: at best the index filters, and all that it finds must be sorted.",
+    ),
+    *(
+        IndexEntry(
+            index=index,
+            query=lambda: _discovered(_tenant_id()),
+            tenant=lambda: _tenant_id(),
+            caller="GET /api/v1/servers/discover",
+            rate="each discovery",
+        )
+        for index in ("idx_mcp_servers_tenant_fastest", "idx_mcp_servers_shared_fastest")
     ),
     IndexEntry(
         index="uq_server_tools_server_name",

@@ -188,6 +188,17 @@ class MCPServer(UUIDModel, TimestampedModel):
                 name="idx_servers_discovery_composite",
                 condition=Q(health_status__in=USABLE_HEALTH),
             ),
+            # Both halves of MCPServer.objects.fastest().
+            NamedIndex(
+                fields=["tenant", "transport_type", "avg_response_time"],
+                name="idx_mcp_servers_tenant_fastest",
+                condition=Q(is_enabled=True, health_status__in=USABLE_HEALTH),
+            ),
+            NamedIndex(
+                fields=["transport_type", "avg_response_time"],
+                name="idx_mcp_servers_shared_fastest",
+                condition=Q(tenant=None, is_enabled=True, health_status__in=USABLE_HEALTH),
+            ),
         ]
 
     def __str__(self) -> str:

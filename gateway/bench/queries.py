@@ -264,8 +264,8 @@ QUERIES: tuple[Query, ...] = (
             "(SELECT transport_type FROM mcp_servers AS s WHERE s.id = drawn.target_server_id)",
         ),
         absent=lambda i: (_nobody(i), "stdio"),
-        ask=lambda _at, tenant, transport: MCPServer.objects.visible_to(tenant).fastest(
-            transport=transport, limit=20
+        ask=lambda _at, tenant, transport: MCPServer.objects.fastest(
+            tenant_id=tenant, transport=transport, limit=20
         ),
         goal=Goal(against_bare=0.95, against_django=0.90, buffers=60, without=("Sort",)),
     ),

@@ -23,7 +23,8 @@ PAGING = frozenset({"cursor", "page_size"})
 class StrictFilterBackend(DjangoFilterBackend):  # type: ignore[misc]
     """django-filter's, which also names the parameters that a list does not have.
 
-    Filters are a list's: one row is addressed by its id alone.
+    Filters are a list's: one row is addressed by its id alone. What a view reads by itself it
+    names as `parameters`.
     """
 
     def filter_queryset(
@@ -34,7 +35,8 @@ class StrictFilterBackend(DjangoFilterBackend):  # type: ignore[misc]
             return queryset
         found = self.get_filterset_class(view, queryset)
         names = frozenset(found.base_filters) if found else frozenset()
-        refuse_unknown(request, known=names | PAGING)
+        names |= PAGING if getattr(view, "paginator", None) else frozenset()
+        refuse_unknown(request, known=names | getattr(view, "parameters", frozenset()))
         filtered: QuerySet[Any] = super().filter_queryset(request, queryset, view)
         return filtered
 

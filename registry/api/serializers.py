@@ -11,6 +11,7 @@ from registry.models import MCPServer, ServerTool, Transport, slug_validator
 
 __all__ = [
     "CredentialsSerializer",
+    "DiscoverySerializer",
     "MCPServerSerializer",
     "ServerToolSerializer",
     "refuse_changes",
@@ -92,6 +93,16 @@ class MCPServerSerializer(serializers.ModelSerializer[MCPServer]):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         refuse_changes(self, "tenant")
         return attrs
+
+
+class DiscoverySerializer(serializers.Serializer[Any]):
+    """What the query string of a discovery says."""
+
+    transport = serializers.ChoiceField(choices=Transport.choices, default=Transport.HTTP)
+    limit = serializers.IntegerField(min_value=1, max_value=100, default=20)
+    tenant = TenantField(
+        default=None, help_text="A tenant's slug; of use to operators: what that tenant may call."
+    )
 
 
 class ServerToolSerializer(serializers.ModelSerializer[ServerTool]):

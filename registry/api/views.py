@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
+from uuid import UUID
 
 from django.db.models import Model, Q, QuerySet
 from drf_spectacular.utils import extend_schema, extend_schema_view
+from rest_framework.generics import GenericAPIView
+from rest_framework.request import Request
+from rest_framework.response import Response
 
 from registry import services
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
-from registry.api.callers import actor_of
+from registry.api.callers import actor_of, caller_of
 from registry.api.filters import MCPServerFilter, ServerToolFilter
-from registry.api.serializers import MCPServerSerializer, ServerToolSerializer
+from registry.api.schema import table_of
+from registry.api.serializers import (
+    DiscoverySerializer,
+    MCPServerSerializer,
+    ServerToolSerializer,
+)
 from registry.models import MCPServer, ServerTool
 
-__all__ = ["MCPServerViewSet", "ServerToolViewSet"]
+__all__ = ["MCPServerViewSet", "ServerDiscoveryView", "ServerToolViewSet"]
+
+
+def _shown() -> QuerySet[MCPServer]:
+    """Servers with what their serializer reads.
+
+    The credentials stay in the table: whether there are any needs no decryption.
+    """
+    servers = MCPServer.objects.select_related("tenant").defer("credentials")
+    return servers.annotate(has_credentials=Q(credentials__isnull=False))
 
 
 @extend_schema_view(
@@ -34,9 +52,7 @@ class MCPServerViewSet(Listed, Creatable, Changeable, Removable, ScopedViewSet[M
     server_field = "pk"
 
     def rows(self) -> QuerySet[MCPServer]:
-        # The credentials stay in the table: whether there are any needs no decryption.
-        servers = MCPServer.objects.select_related("tenant").defer("credentials")
-        return servers.annotate(has_credentials=Q(credentials__isnull=False))
+        return _shown()
 
     def of_tenant(self, rows: QuerySet[MCPServer]) -> QuerySet[MCPServer]:
         return rows.filter(Q(tenant_id=self.caller.own_tenant_id) | Q(tenant=None))
@@ -65,6 +81,42 @@ class MCPServerViewSet(Listed, Creatable, Changeable, Removable, ScopedViewSet[M
 
     def removed(self, row: MCPServer) -> None:
         services.server_delete(actor=actor_of(self.request), server=row)
+
+
+class ServerDiscoveryView(GenericAPIView[MCPServer]):
+    """Whom to call: the fastest of the servers that are up."""
+
+    queryset = MCPServer.objects.none()  # the caller's rules narrow what get() opens
+    serializer_class = MCPServerSerializer
+    pagination_class = None
+    read_scope = "read"
+    server_field = "pk"
+    parameters: ClassVar[frozenset[str]] = frozenset({"transport", "limit", "tenant"})
+
+    @extend_schema(
+        operation_id="servers_discover",
+        summary="The fastest usable servers",
+        description="Enabled servers of one transport that are healthy or degraded, lowest "
+        "average response time first: the tenant's own and the shared ones; for an operator the "
+        "shared ones, unless a tenant is named.",
+        parameters=[DiscoverySerializer],
+        responses=table_of(MCPServerSerializer),
+    )
+    def get(self, request: Request) -> Response:
+        readable = self.filter_queryset(_shown())
+        asked = DiscoverySerializer(data=request.query_params, context={"request": request})
+        asked.is_valid(raise_exception=True)
+        servers = readable.fastest(
+            tenant_id=self._tenant_id(asked.validated_data),
+            transport=asked.validated_data["transport"],
+            limit=asked.validated_data["limit"],
+        )
+        rows = self.get_serializer(servers, many=True).data
+        return Response({"next": None, "previous": None, "results": rows})
+
+    def _tenant_id(self, asked: dict[str, Any]) -> UUID | None:
+        named = asked["tenant"]
+        return named.pk if named else caller_of(self.request).tenant_id
 
 
 class ServerToolViewSet(Listed, Changeable, ScopedViewSet[ServerTool]):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+from uuid import UUID
 
 from django.apps import apps
 from django.db.models import Model, QuerySet
@@ -27,6 +28,8 @@ class IndexEntry:
     query: Callable[[], QuerySet[Any, Any]]  # with parameters drawn from the rows that there are
     caller: str
     rate: str
+    # In whose transaction the program asks, behind the walls; None: across tenants, as operators.
+    tenant: Callable[[], UUID | None] | None = None
     loses: str = ""  # why it helps this query little or not at all; empty: it serves it well
 
 

@@ -40,6 +40,7 @@ _FILL = {
 
 def seed_everything() -> None:
     """A month of a busy gateway in small; deterministic but for ids."""
+    _run("SET LOCAL statement_timeout = '5min'")  # the machine may be busy
     _run("SELECT setseed(0.42)")
     daily_partitions(days=31)
     _seed_registry()
@@ -51,21 +52,7 @@ def seed_everything() -> None:
 
 def _seed_registry() -> None:
     rows(Tenant, 3000, slug="'tenant-' || i", status="'active'")
-    rows(
-        MCPServer,
-        8000,
-        # The first tenant has a fifteenth of the servers; every tenth server is shared.
-        tenant_id="CASE WHEN i % 10 > 0 THEN tenant.ids[1 + floor(3000 * random() ^ 3)] END",
-        slug="'server-' || i",
-        endpoint_url="'https://host-' || i || '.example.org/mcp'",
-        transport_type="(ARRAY['http', 'http', 'http', 'http', 'sse', 'stdio'])[1 + i % 6]",
-        health_status="(ARRAY['healthy', 'healthy', 'healthy', 'healthy', 'healthy', 'healthy',"
-        " 'degraded', 'unhealthy', 'unknown', 'maintenance'])[1 + floor(10 * random())]",
-        last_health_check="CASE WHEN i % 20 > 0 THEN now() - random() * interval '320 s' END",
-        avg_response_time="exp(3 + 2 * random())",
-        is_enabled="i % 50 > 0",
-        source=_ids(Tenant, "tenant"),
-    )
+    more_servers(8000)
     rows(
         ServerTool,
         48_000,
@@ -97,6 +84,27 @@ def _seed_registry() -> None:
         source=_ids(MCPServer, "server"),
     )
     _run("UPDATE circuit_breakers SET state = 'open' WHERE random() < 0.01")
+
+
+def more_servers(count: int, *, since: int = 0) -> None:
+    """Servers as the first ones are; `since`: how many there are."""
+    rows(
+        MCPServer,
+        count,
+        # The first tenant has a fifteenth of the servers; every tenth server is shared.
+        tenant_id="CASE WHEN i % 10 > 0 THEN tenant.ids[1 + floor(3000 * random() ^ 3)] END",
+        slug=f"'server-' || i + {since}",
+        endpoint_url="'https://host-' || i || '.example.org/mcp'",
+        transport_type="(ARRAY['http', 'http', 'http', 'http', 'sse', 'stdio'])[1 + i % 6]",
+        health_status="(ARRAY['healthy', 'healthy', 'healthy', 'healthy', 'healthy', 'healthy',"
+        " 'degraded', 'unhealthy', 'unknown', 'maintenance'])[1 + floor(10 * random())]",
+        last_health_check="CASE WHEN i % 20 > 0 THEN now() - random() * interval '320 s' END",
+        avg_response_time="exp(3 + 2 * random())",
+        is_enabled="i % 50 > 0",
+        source=_ids(Tenant, "tenant"),
+    )
+    if since:
+        _run("ANALYZE mcp_servers")
 
 
 def _seed_security() -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from django.apps import apps
 from django.db import connection, transaction
+from django.db.models import QuerySet
 
 from monitoring.optimize.state import State, declared_state, our_labels
 from registry.db.catalogue import IndexEntry, catalogue
-from registry.db.tenancy import operator_transaction
+from registry.db.tenancy import operator_transaction, tenant_transaction
+from tests.schema.seed import more_servers
 
 # pytest-django makes the test database only where a test is marked: without the mark the module's
 # fixtures would run on the development database.
@@ -60,35 +64,64 @@ def declared(django_db_setup: None, django_db_blocker: Any) -> Iterator[State]:
             own.close()
 
 
-def explained(entry: IndexEntry) -> set[str]:
-    """The indexes that the planner uses for an entry's query."""
-    return _plan(entry)[0]
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What EXPLAIN says: index names (of partitioned parents, not of leaves), kinds of nodes."""
+
+    indexes: set[str]
+    kinds: set[str]
+    buffers: int = 0  # touched by ANALYZE
 
 
-def _plan(entry: IndexEntry) -> tuple[set[str], set[str]]:
-    """The names of the indexes and the kinds of the nodes in the plan of an entry's query.
+@contextmanager
+def asking(entry: IndexEntry) -> Iterator[QuerySet[Any]]:
+    """An entry's query, in the kind of transaction in which the program runs it."""
+    with operator_transaction():
+        query = entry.query()
+        tenant_id = entry.tenant() if entry.tenant else None
+    if entry.tenant is None:
+        with operator_transaction():
+            yield query
+    else:
+        assert tenant_id, "the sample finds no tenant: the plan would prove nothing"
+        with tenant_transaction(tenant_id=tenant_id):
+            yield query
 
-    A partition's index counts as the one of the parent that it belongs to.
-    """
-    used: set[str] = set()
-    kinds: set[str] = set()
 
-    def walk(node: dict[str, Any]) -> None:
-        used.add(node.get("Index Name", ""))
-        kinds.add(node["Node Type"])
-        for child in node.get("Plans", []):
-            walk(child)
+def plan_of(entry: IndexEntry, *, analyze: bool = False) -> Plan:
+    with asking(entry) as query:
+        found = _explain(query, "ANALYZE, BUFFERS, TIMING off, " if analyze else "")
+    return replace(found, indexes=_parents(found.indexes))
 
-    with operator_transaction(), connection.cursor() as cursor:  # as the gateway runs them
-        query, parameters = entry.query().query.sql_with_params()
-        cursor.execute(f"EXPLAIN (FORMAT JSON) {query}", parameters)
-        walk(cursor.fetchone()[0][0]["Plan"])
+
+def _explain(rows: QuerySet[Any], options: str = "") -> Plan:
+    query, parameters = rows.query.sql_with_params()
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN ({options}FORMAT JSON) {query}", parameters)
+        root = cursor.fetchone()[0][0]["Plan"]
+    nodes = list(_nodes(root))
+    return Plan(
+        indexes={node["Index Name"] for node in nodes if "Index Name" in node},
+        kinds={node["Node Type"] for node in nodes},
+        buffers=root.get("Shared Hit Blocks", 0) + root.get("Shared Read Blocks", 0),
+    )
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", []):
+        yield from _nodes(child)
+
+
+def _parents(names: set[str]) -> set[str]:
+    """A partition's index counts as the one of the parent that it belongs to."""
+    with connection.cursor() as cursor:
         cursor.execute(
             "SELECT coalesce(pg_partition_root(oid), oid)::regclass::text FROM pg_class"
             " WHERE relkind IN ('i', 'I') AND relname = ANY(%s)",
-            [list(used)],
+            [list(names)],
         )
-        return {name for (name,) in cursor.fetchall()}, kinds
+        return {name for (name,) in cursor.fetchall()}
 
 
 def test_every_index_has_an_entry() -> None:
@@ -119,8 +152,9 @@ def test_an_index_that_loses_one_query_wins_another() -> None:
     "entry", [entry for entry in ENTRIES if not entry.loses], ids=lambda entry: entry.index
 )
 def test_planner_chooses_the_index(entry: IndexEntry) -> None:
-    assert entry.query().exists(), "the sample finds no row: the plan would prove nothing"
-    assert entry.index in explained(entry)
+    with asking(entry) as query:
+        assert query.exists(), "the sample finds no row: the plan would prove nothing"
+    assert entry.index in plan_of(entry).indexes
 
 
 @pytest.mark.usefixtures("seeded")
@@ -128,20 +162,30 @@ def test_planner_chooses_the_index(entry: IndexEntry) -> None:
     "entry", [entry for entry in ENTRIES if entry.loses], ids=lambda entry: entry.index
 )
 def test_index_that_loses_is_usable(entry: IndexEntry, declared: State) -> None:
-    used, kinds = _plan(entry)
+    plan = plan_of(entry)
     # PostgreSQL 18 may filter by it where 15 does not; neither gets the order from it.
-    assert entry.index not in used or "Sort" in kinds, "it wins now: take `loses` away"
-    table = declared.indexes[entry.index].table
-    siblings = [
-        index.name
+    assert entry.index not in plan.indexes or "Sort" in plan.kinds, "it wins: take `loses` away"
+    with without_others(entry.index, declared):
+        assert entry.index in plan_of(entry).indexes
+
+
+@contextmanager
+def without_others(name: str, declared: State) -> Iterator[None]:
+    """Inside, the index is alone on its table but for the primary key."""
+    table = declared.indexes[name].table
+    others = [
+        index
         for index in declared.indexes.values()
-        if index.table == table and index.name != entry.index and not index.constraint
+        if index.table == table and index.name != name and index.constraint != "p"
     ]
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET LOCAL enable_seqscan = off")
-        for name in siblings:
-            cursor.execute(f'DROP INDEX "{name}"')
-        assert entry.index in explained(entry)
+        for other in others:
+            if other.constraint:
+                cursor.execute(f'ALTER TABLE "{table}" DROP CONSTRAINT "{other.name}"')
+            else:
+                cursor.execute(f'DROP INDEX "{other.name}"')
+        yield
         transaction.set_rollback(True)
 
 
@@ -171,3 +215,29 @@ def test_no_index_repeats_another(declared: State) -> None:
     for index in declared.indexes.values():
         twin = seen.setdefault((index.table, index.using), index.name)
         assert twin == index.name, f"{index.name} repeats {twin}"
+
+
+DISCOVERY = {"idx_mcp_servers_tenant_fastest", "idx_mcp_servers_shared_fastest"}
+
+
+@pytest.mark.usefixtures("seeded")
+def test_discovery_merges_two_ordered_scans_however_many_servers_there_are() -> None:
+    small = _discoveries()
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL session_replication_role = replica")  # breakers, pools, queues
+        more_servers(72_000, since=8000)
+        large = _discoveries()
+        transaction.set_rollback(True)
+    for plan in small + large:
+        assert plan.indexes == DISCOVERY
+        assert "Merge Append" in plan.kinds
+        assert not [kind for kind in plan.kinds if "Sort" in kind]
+        assert plan.buffers <= 60
+    # The trees are a page higher at most.
+    assert max(plan.buffers for plan in large) <= max(plan.buffers for plan in small) + 10
+
+
+def _discoveries() -> list[Plan]:
+    """Behind the walls and without them."""
+    entry = next(entry for entry in ENTRIES if entry.index in DISCOVERY and not entry.loses)
+    return [plan_of(each, analyze=True) for each in (entry, replace(entry, tenant=None))]

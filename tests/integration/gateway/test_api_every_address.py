@@ -42,6 +42,7 @@ pytestmark = pytest.mark.django_db
 PATTERNS = [pytest.param(path, view, id=path) for path, view in api_patterns()]
 LISTS = list_paths()
 SINGLE = [
+    "servers/discover",
     "summaries/server-health", "summaries/request-performance", "summaries/tenant-usage",
     "database/size", "database/indexes", "database/performance",
 ]  # fmt: skip
