@@ -6,6 +6,46 @@ State and counters carry no index: they change, and an index on what changes end
 from gateway.models import CircuitBreaker, ConnectionPool, RequestQueue
 from registry.db.catalogue import IndexEntry, sample
 
+# State and gauges, which calls and their processes write.
+VOLATILE = {
+    CircuitBreaker: {
+        "failure_count",
+        "last_failure_time",
+        "last_state_change",
+        "last_success_time",
+        "probe_until",
+        "state",
+        "success_count",
+        "total_failures",
+        "total_requests",
+        "total_timeouts",
+        "updated_at",
+    },
+    ConnectionPool: {
+        "active_connections",
+        "avg_connection_time_ms",
+        "connection_errors",
+        "idle_connections",
+        "is_healthy",
+        "pending_requests",
+        "total_connections_closed",
+        "total_connections_created",
+        "updated_at",
+    },
+    RequestQueue: {
+        "avg_processing_time_ms",
+        "avg_wait_time_ms",
+        "current_size",
+        "last_processed",
+        "processing_count",
+        "total_enqueued",
+        "total_errors",
+        "total_processed",
+        "total_timeouts",
+        "updated_at",
+    },
+}
+
 CATALOGUE = [
     IndexEntry(
         index="uq_circuit_breakers_server_service",

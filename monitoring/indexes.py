@@ -5,16 +5,22 @@ Every query on a log bounds time at both ends, so that partitions can be pruned.
 
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from django.db.models import Model, QuerySet
 from django.utils.timezone import now
 
+from monitoring.api.filters import AuditLogFilter, RequestLogFilter
+from monitoring.api.views import NewestAudit, NewestRequest
 from monitoring.models import (
     AlertEvent,
     AuditLog,
+    AuditLogEntry,
     DatabaseSizeSnapshot,
     OptimizeRun,
+    PerformanceAlert,
     RequestLog,
+    RequestLogEntry,
     RequestRollupDelta,
     RequestUsageDelta,
     RequestUserDelta,
@@ -22,20 +28,37 @@ from monitoring.models import (
 )
 from registry.db.catalogue import IndexEntry, sample
 
-# How far the clocks of gateways may differ, and how late a row may be written.
-LATENESS = timedelta(minutes=5)
+_TIME: dict[type[Model], str] = {AuditLog: "timestamp", RequestLog: "request_time"}
+
+# What each evaluation of the alerts changes.
+VOLATILE = {PerformanceAlert: {"last_measured", "last_value", "updated_at"}}
 
 
 def _last_day(field: str) -> dict[str, Any]:
     return {f"{field}__gte": now() - timedelta(days=1), f"{field}__lt": now()}
 
 
-def _one_request() -> QuerySet[RequestLog]:
-    """By X-Request-ID: a version 7 UUID says when it was made."""
-    known = sample(RequestLog, "request_time", "request_id")
-    made = known["request_time"] or now()
-    span = (made - LATENESS, made + LATENESS)
-    return RequestLog.objects.filter(request_id=known["request_id"], request_time__range=span)
+def _audit(tenant_id: UUID | None = None, **asked: Any) -> QuerySet[AuditLogEntry]:
+    """The first page of the REST list; within a day, as it is without a time."""
+    rows = AuditLogEntry.objects.all()
+    own = rows if tenant_id is None else rows.filter(tenant_id=tenant_id)
+    return NewestAudit.first_page(AuditLogFilter(asked, queryset=own).qs)
+
+
+def _requests(tenant_id: UUID | None = None, **asked: Any) -> QuerySet[RequestLogEntry]:
+    rows = RequestLogEntry.objects.all()
+    own = rows if tenant_id is None else rows.filter(tenant_id=tenant_id)
+    return NewestRequest.first_page(RequestLogFilter(asked, queryset=own).qs)
+
+
+def _known(model: type[Model], *fields: str) -> dict[str, Any]:
+    """As sample(), from the last day of a log."""
+    return sample(model, *fields, **_last_day(_TIME[model]))
+
+
+def _tenant_of(model: type[Model]) -> UUID | None:
+    found: UUID | None = _known(model, "tenant_id")["tenant_id"]
+    return found
 
 
 def _fastest_route() -> QuerySet[RequestLog]:
@@ -57,32 +80,53 @@ def _oldest(model: type[Model], field: str, *, days: int) -> QuerySet[Any]:
 CATALOGUE = [
     IndexEntry(
         index="idx_audit_logs_tenant_time",
-        query=lambda: AuditLog.objects.filter(
-            **sample(AuditLog, "tenant_id", **_last_day("timestamp")), **_last_day("timestamp")
-        ).order_by("-timestamp")[:50],
+        query=lambda: _audit(_tenant_of(AuditLog)),
+        tenant=lambda: _tenant_of(AuditLog),
         caller="a tenant's audit trail: the REST API and the admin",
         rate="page views",
     ),
     IndexEntry(
+        index="idx_audit_logs_user_time",
+        query=lambda: _audit(user=_known(AuditLog, "user_id")["user_id"]),
+        caller="what did this user do? the REST list with ?user=",
+        rate="some a day",
+    ),
+    IndexEntry(
+        index="idx_audit_logs_resource_time",
+        query=lambda: _audit(**_known(AuditLog, "resource_type", "resource_id")),
+        caller="what happened to this server, key, …? the REST list with ?resource_type= and "
+        "?resource_id=",
+        rate="some a day",
+    ),
+    IndexEntry(
         index="idx_request_logs_tenant_time",
-        query=lambda: RequestLog.objects.filter(
-            **sample(RequestLog, "tenant_id", **_last_day("request_time")),
-            **_last_day("request_time"),
-        ).order_by("-request_time")[:50],
+        query=lambda: _requests(_tenant_of(RequestLog)),
+        tenant=lambda: _tenant_of(RequestLog),
         caller="a tenant's requests: the REST API, the edges of its summaries (request_log_part)",
         rate="page views",
     ),
     IndexEntry(
+        index="idx_request_logs_server_time",
+        query=lambda: _requests(server=_known(RequestLog, "target_server_id")["target_server_id"]),
+        caller="the calls of one server: the REST list with ?server=, the admin's filter",
+        rate="page views",
+    ),
+    IndexEntry(
         index="idx_request_logs_request_id",
-        query=_one_request,
+        query=lambda: _requests(request_id=_known(RequestLog, "request_id")["request_id"]),
         caller="support: what happened to the request with this X-Request-ID?",
         rate="some a day",
     ),
     IndexEntry(
         index="idx_request_routing_composite",
         query=_fastest_route,
-        caller="nobody yet: the guide's query for the fastest good calls of one route and server",
+        caller="nobody: the guide's query for the fastest good calls of one route and server",
         rate="never",
+        loses="The duration stands before the time, so that no time bounds a scan: of the calls of "
+        "a server it can tell nothing but which ones were fast.",
+        sibling="idx_request_logs_server_time",
+        costs="100 bytes a row and 167 of the 1,000 bytes of WAL that a row is written with, where "
+        "the sibling costs 48 and 85; 93 % of all rows are in it.",
     ),
     IndexEntry(
         index="idx_request_logs_time",
@@ -119,6 +163,12 @@ CATALOGUE = [
         ),
         caller="database_size_summary: what did the table weigh before?",
         rate="each row of the view",
+    ),
+    IndexEntry(
+        index="idx_performance_alerts_server",
+        query=lambda: PerformanceAlert.objects.filter(**sample(PerformanceAlert, "server_id")),
+        caller="the REST list with ?server=; deleting a server: its alerts go too",
+        rate="page views",
     ),
     IndexEntry(
         index="idx_alert_events_alert_newest",

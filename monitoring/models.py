@@ -88,6 +88,11 @@ class AuditLog(AuditColumns, PartitionedModel):  # type: ignore[misc]  # the id 
         verbose_name_plural = "audit log"
         indexes = [
             NamedIndex(fields=["tenant_id", "-timestamp"], name="idx_audit_logs_tenant_time"),
+            NamedIndex(fields=["user_id", "-timestamp"], name="idx_audit_logs_user_time"),
+            NamedIndex(
+                fields=["resource_type", "resource_id", "-timestamp"],
+                name="idx_audit_logs_resource_time",
+            ),
         ]
 
 
@@ -151,6 +156,9 @@ class RequestLog(RequestColumns, PartitionedModel):  # type: ignore[misc]  # the
         indexes = [
             NamedIndex(fields=["tenant_id", "-request_time"], name="idx_request_logs_tenant_time"),
             NamedIndex(fields=["request_id"], name="idx_request_logs_request_id"),
+            NamedIndex(
+                fields=["target_server_id", "-request_time"], name="idx_request_logs_server_time"
+            ),
             NamedIndex(
                 fields=["path", "method", "target_server_id", "duration_ms", "-request_time"],
                 name="idx_request_routing_composite",
@@ -365,7 +373,7 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
     name = models.CharField(max_length=255)
     description = models.TextField(blank=True)
     server = models.ForeignKey(
-        MCPServer, models.CASCADE, null=True, blank=True, related_name="alerts"
+        MCPServer, models.CASCADE, null=True, blank=True, related_name="alerts", db_index=False
     )
     metric_name = models.CharField(max_length=63)
     threshold_value = models.FloatField()
@@ -381,8 +389,14 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
     first_triggered = models.DateTimeField(null=True, blank=True)
     last_triggered = models.DateTimeField(null=True, blank=True)
     trigger_count = models.PositiveIntegerField(default=0)
+    # No index: rules are few, and who acknowledged is asked when a user is deleted.
     acknowledged_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+"
+        settings.AUTH_USER_MODEL,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        db_index=False,
     )
     acknowledged_at = models.DateTimeField(null=True, blank=True)
     notification_channels = models.JSONField(
@@ -411,6 +425,13 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
                 choices=ComparisonOperator,
             ),
             choices_constraint(table="performance_alerts", field="severity", choices=Severity),
+        ]
+        indexes = [
+            NamedIndex(
+                fields=["server"],
+                name="idx_performance_alerts_server",
+                condition=Q(server__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:

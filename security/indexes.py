@@ -1,10 +1,15 @@
 """What security's indexes are for: the query, who runs it, how often."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
 
+from django.db.models import QuerySet
 from django.db.models.functions import Lower
 from django.utils.timezone import now
 
+from registry.api.pagination import NewestFirst
 from registry.db.catalogue import IndexEntry, sample
 from security.models import (
     APIKey,
@@ -14,6 +19,36 @@ from security.models import (
     Session,
     User,
 )
+from security.tasks import keys_overdue
+
+_USE = {"last_used", "total_requests", "updated_at"}
+
+# What every call and every request of a browser changes.
+VOLATILE = {
+    Session: {"last_activity", "session_data", "updated_at"},
+    APIKey: _USE,
+    EnhancedAPIKey: _USE | {"failed_attempts", "last_failed_attempt", "total_errors"},
+    ServerAccessControl: {"access_count", "last_access", "updated_at"},
+}
+
+
+def _logins(at: datetime) -> QuerySet[Session]:
+    live = {"is_active": True, "expires_at__gt": at}
+    return Session.objects.filter(**sample(Session, "user_id", **live), **live)
+
+
+def _keys(**conditions: Any) -> QuerySet[EnhancedAPIKey]:
+    return NewestFirst.first_page(EnhancedAPIKey.objects.filter(**conditions))
+
+
+def _tenant_id() -> UUID | None:
+    found: UUID | None = sample(EnhancedAPIKey, "tenant_id")["tenant_id"]
+    return found
+
+
+def _rules(subject: str) -> QuerySet[ServerAccessControl]:
+    return ServerAccessControl.objects.filter(**sample(ServerAccessControl, f"{subject}_id"))
+
 
 CATALOGUE = [
     IndexEntry(
@@ -47,19 +82,29 @@ CATALOGUE = [
         rate="each request of a signed-in browser",
     ),
     IndexEntry(
-        index="idx_sessions_user_active",
-        query=lambda: Session.objects.filter(
-            **sample(Session, "user_id", "is_active", is_active=True, expires_at__gt=now()),
-            expires_at__gt=now(),
-        ),
-        caller="a user's live logins: the admin's list of sessions with its filters",
+        index="idx_sessions_user_expires",
+        query=lambda: _logins(now()),
+        caller="a user's live logins: the admin's list of sessions with its filters; deleting a "
+        "user",
         rate="some a day",
+    ),
+    IndexEntry(
+        index="idx_sessions_user_active",
+        query=lambda: _logins(now()),
+        caller="the same",
+        rate="some a day",
+        loses="Once user and time are known, few rows are left for a key of two values in the "
+        "middle.",
+        sibling="idx_sessions_user_expires",
+        costs="50 bytes a row where the sibling has 41, in every login.",
     ),
     IndexEntry(
         index="idx_sessions_activity_time",
         query=lambda: Session.objects.filter(is_active=True).order_by("-last_activity")[:50],
         caller="who is here now: the admin's list of sessions",
         rate="page views",
+        accepted="A session's activity is noted once a minute at most: 586 bytes of WAL then, "
+        "where 88 are without (HOT 0 and 100 %).",
     ),
     IndexEntry(
         index="idx_sessions_expires_at",
@@ -96,5 +141,45 @@ CATALOGUE = [
         ),
         caller="authorisation: the active rules of a server",
         rate="each call",
+    ),
+    IndexEntry(
+        index="idx_api_keys_user",
+        query=lambda: APIKey.objects.filter(**sample(APIKey, "user_id")),
+        caller="deleting a user: their plain keys go too",
+        rate="each deletion",
+    ),
+    IndexEntry(
+        index="idx_enhanced_api_keys_user",
+        query=lambda: EnhancedAPIKey.objects.filter(**sample(EnhancedAPIKey, "user_id")),
+        caller="the REST list with ?user=; deleting a user",
+        rate="page views",
+    ),
+    IndexEntry(
+        index="idx_enhanced_api_keys_tenant_newest",
+        query=lambda: _keys(tenant_id=_tenant_id()),
+        tenant=lambda: _tenant_id(),
+        caller="the REST list of a tenant's keys; get_tenant_usage_summary; deleting a tenant",
+        rate="page views",
+    ),
+    IndexEntry(
+        index="idx_enhanced_api_keys_expires",
+        query=lambda: keys_overdue(now()),
+        caller="the task api_keys_expire: keys to switch off a month past their end",
+        rate="each hour",
+    ),
+    IndexEntry(
+        index="idx_enhanced_api_keys_locked",
+        query=lambda: _keys(is_locked=True),
+        caller="the REST list with ?is_locked=true, the admin's filter",
+        rate="page views",
+    ),
+    *(
+        IndexEntry(
+            index=f"idx_server_access_control_{subject}",
+            query=partial(_rules, subject),
+            caller=f"the REST list of a {subject}'s rules; deleting the {subject}",
+            rate="page views",
+        )
+        for subject in ("user", "tenant", "api_key")
     ),
 ]

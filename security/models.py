@@ -107,6 +107,8 @@ class Session(UUIDModel, TimestampedModel):
         ]
         indexes = [
             NamedIndex(fields=["user", "is_active", "expires_at"], name="idx_sessions_user_active"),
+            # Also serves the foreign key: not partial, for a user goes with all their sessions.
+            NamedIndex(fields=["user", "expires_at"], name="idx_sessions_user_expires"),
             NamedIndex(
                 fields=["-last_activity"],
                 name="idx_sessions_activity_time",
@@ -139,7 +141,12 @@ class APIKey(UUIDModel, TimestampedModel):
     key_hash = models.CharField(max_length=64, help_text="SHA-256 of the whole key, hex.")
     key_prefix = models.CharField(max_length=16)
     user = models.ForeignKey(
-        User, models.CASCADE, null=True, blank=True, related_name="plain_api_keys"
+        User,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="plain_api_keys",
+        db_index=False,
     )
     tenant = models.ForeignKey(
         Tenant, models.CASCADE, related_name="plain_api_keys", db_index=False
@@ -159,6 +166,7 @@ class APIKey(UUIDModel, TimestampedModel):
         ]
         indexes = [
             NamedIndex(fields=["tenant", "is_active"], name="idx_api_keys_tenant_active"),
+            NamedIndex(fields=["user"], name="idx_api_keys_user", condition=Q(user__isnull=False)),
         ]
 
     def __str__(self) -> str:
@@ -173,10 +181,12 @@ class EnhancedAPIKey(UUIDModel, TimestampedModel):
     key_hash = models.BinaryField(max_length=32)
     key_prefix = models.CharField(max_length=16)
     salt = models.BinaryField(max_length=32)
-    user = models.ForeignKey(User, models.CASCADE, null=True, blank=True, related_name="api_keys")
+    user = models.ForeignKey(
+        User, models.CASCADE, null=True, blank=True, related_name="api_keys", db_index=False
+    )
     # Null: an operator's key, which sees every tenant's API and calls only shared servers.
     tenant = models.ForeignKey(
-        Tenant, models.CASCADE, null=True, blank=True, related_name="api_keys"
+        Tenant, models.CASCADE, null=True, blank=True, related_name="api_keys", db_index=False
     )
     scopes = _scopes()
     # Empty lists restrict nothing.
@@ -220,6 +230,21 @@ class EnhancedAPIKey(UUIDModel, TimestampedModel):
                 condition=Q(scopes__contained_by=APIKeyScope.values),
             ),
         ]
+        indexes = [
+            # Also serves the foreign key.
+            NamedIndex(fields=["tenant", "-id"], name="idx_enhanced_api_keys_tenant_newest"),
+            NamedIndex(
+                fields=["user"], name="idx_enhanced_api_keys_user", condition=Q(user__isnull=False)
+            ),
+            NamedIndex(
+                fields=["expires_at"],
+                name="idx_enhanced_api_keys_expires",
+                condition=Q(is_active=True, expires_at__isnull=False),
+            ),
+            NamedIndex(
+                fields=["-id"], name="idx_enhanced_api_keys_locked", condition=Q(is_locked=True)
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.key_prefix})"
@@ -232,13 +257,28 @@ class ServerAccessControl(UUIDModel, TimestampedModel):
         MCPServer, models.CASCADE, related_name="access_rules", db_index=False
     )
     user = models.ForeignKey(
-        User, models.CASCADE, null=True, blank=True, related_name="access_rules"
+        User,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="access_rules",
+        db_index=False,
     )
     tenant = models.ForeignKey(
-        Tenant, models.CASCADE, null=True, blank=True, related_name="access_rules"
+        Tenant,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="access_rules",
+        db_index=False,
     )
     api_key = models.ForeignKey(
-        EnhancedAPIKey, models.CASCADE, null=True, blank=True, related_name="access_rules"
+        EnhancedAPIKey,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="access_rules",
+        db_index=False,
     )
     can_read = models.BooleanField(default=True)
     can_write = models.BooleanField(default=False)
@@ -302,6 +342,15 @@ class ServerAccessControl(UUIDModel, TimestampedModel):
                 name="ck_server_access_control_hours",
                 condition=Q(allowed_hours__contained_by=list(range(24))),
             ),
+        ]
+        # A rule names one subject: together these hold each rule once, as one index would.
+        indexes = [
+            NamedIndex(
+                fields=[subject],
+                name=f"idx_server_access_control_{subject}",
+                condition=Q(**{f"{subject}__isnull": False}),
+            )
+            for subject in ("user", "tenant", "api_key")
         ]
 
     def __str__(self) -> str:

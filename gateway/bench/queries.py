@@ -35,7 +35,6 @@ __all__ = ["CLASSES", "QUERIES", "Goal", "Parameters", "Query", "Statement", "dr
 Connection = psycopg.Connection[Any]
 Values = tuple[Any, ...]
 CLASSES = ("frequent", "rare", "absent")
-PAGE = 51  # the API's page and the row that tells whether there is another
 SAMPLE = 20_000
 SEED = 20_26
 
@@ -213,12 +212,8 @@ def _nobody(i: int) -> UUID:
 # --------------------------------------------------------------------------- the questions
 
 
-def _page(rows: QuerySet[Any], keyset: type[Keyset]) -> QuerySet[Any]:
-    return rows.order_by(*(f"-{name}" for name in keyset.ordering))[:PAGE]
-
-
 def _next_page(rows: QuerySet[Any], keyset: type[Keyset], place: tuple[str, ...]) -> QuerySet[Any]:
-    return _page(rows.filter(keyset()._beyond(place, backwards=False)), keyset)
+    return keyset.first_page(rows.filter(keyset()._beyond(place, backwards=False)))
 
 
 def _last_day(at: datetime) -> Window:
@@ -238,7 +233,7 @@ def _requests(at: datetime, **conditions: Any) -> QuerySet[RequestLog]:
 def _one_request(at: datetime, request_id: UUID) -> QuerySet[RequestLog]:
     window = Window.around(request_id) or _last_day(at)
     rows = RequestLog.objects.filter(request_id=request_id)
-    return _page(within(rows, field="request_time", window=window), NewestRequest)
+    return NewestRequest.first_page(within(rows, field="request_time", window=window))
 
 
 def _metrics(at: datetime, server: UUID) -> QuerySet[ServerMetric]:
@@ -287,7 +282,7 @@ QUERIES: tuple[Query, ...] = (
         table="audit_logs",
         drawn=("tenant_id",),
         absent=lambda i: (_nobody(i),),
-        ask=lambda at, tenant: _page(_audit(at, tenant), NewestAudit),
+        ask=lambda at, tenant: NewestAudit.first_page(_audit(at, tenant)),
         goal=Goal(against_bare=0.98, against_django=0.95),
     ),
     Query(
@@ -361,7 +356,7 @@ QUERIES: tuple[Query, ...] = (
         table="request_logs",
         drawn=("tenant_id",),
         absent=lambda i: (_nobody(i),),
-        ask=lambda at, tenant: _page(_requests(at, tenant_id=tenant), NewestRequest),
+        ask=lambda at, tenant: NewestRequest.first_page(_requests(at, tenant_id=tenant)),
     ),
     Query(
         name="failed_requests",
@@ -369,8 +364,8 @@ QUERIES: tuple[Query, ...] = (
         table="request_logs",
         drawn=("tenant_id",),
         absent=lambda i: (_nobody(i),),
-        ask=lambda at, tenant: _page(
-            _requests(at, tenant_id=tenant, status_code__gte=400), NewestRequest
+        ask=lambda at, tenant: NewestRequest.first_page(
+            _requests(at, tenant_id=tenant, status_code__gte=400)
         ),
     ),
     Query(
@@ -379,8 +374,8 @@ QUERIES: tuple[Query, ...] = (
         table="request_logs",
         drawn=("tenant_id", "target_server_id"),
         absent=lambda i: (_nobody(i), _nobody(i)),
-        ask=lambda at, tenant, server: _page(
-            _requests(at, tenant_id=tenant, target_server_id=server), NewestRequest
+        ask=lambda at, tenant, server: NewestRequest.first_page(
+            _requests(at, tenant_id=tenant, target_server_id=server)
         ),
     ),
     Query(
@@ -424,9 +419,8 @@ QUERIES: tuple[Query, ...] = (
         table="request_logs",
         drawn=("tenant_id",),
         absent=lambda i: (_nobody(i),),
-        ask=lambda _at, tenant: _page(
-            MCPServer.objects.visible_to(tenant).filter(health_status=HealthStatus.UNHEALTHY),
-            NewestFirst,
+        ask=lambda _at, tenant: NewestFirst.first_page(
+            MCPServer.objects.visible_to(tenant).filter(health_status=HealthStatus.UNHEALTHY)
         ),
     ),
     Query(

@@ -70,6 +70,7 @@ class TenantFilter(django_filters.CharFilter):  # type: ignore[misc]
 class MCPServerFilter(FilterSet):  # type: ignore[misc]
     tenant = TenantFilter()
     slug = django_filters.CharFilter()
+    endpoint_url = django_filters.CharFilter(help_text="The whole address.")
     search = django_filters.CharFilter(method="containing", help_text="In name or description.")
     tag = django_filters.CharFilter(method="tagged", help_text="One tag.")
     health_status = django_filters.MultipleChoiceFilter(choices=HealthStatus.choices)

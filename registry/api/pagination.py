@@ -31,6 +31,12 @@ class Keyset(BasePagination):
 
     ordering: tuple[str, ...]
 
+    @classmethod
+    def first_page(cls, rows: QuerySet[Any]) -> QuerySet[Any]:
+        """What a list without parameters reads: a page, and the row that tells of another."""
+        size = api_settings.PAGE_SIZE or MAX_PAGE_SIZE
+        return rows.order_by(*(f"-{name}" for name in cls.ordering))[: size + 1]
+
     def paginate_queryset(  # type: ignore[override]  # lists cannot be asked for what follows
         self, queryset: QuerySet[Any], request: Request, view: APIView | None = None
     ) -> list[Any]:

@@ -132,15 +132,39 @@ def _seed_security() -> None:
         source=_ids(User, "person"),
     )
     live = {"is_active": "i % 5 > 0"}
-    rows(APIKey, 6000, key_hash="md5(i::text) || md5(i::text)", **live, **of_tenant)
-    rows(EnhancedAPIKey, 6000, key_prefix="'p' || i", **live, **of_tenant)
+    key = {
+        "tenant_id": of_tenant["tenant_id"],
+        "user_id": "CASE WHEN i % 3 = 0 THEN person.ids[1 + i % 6000] END",
+        "source": f"{_ids(Tenant, 'tenant')}, {_ids(User, 'person')}",
+        **live,
+    }
+    rows(APIKey, 6000, key_hash="md5(i::text) || md5(i::text)", **key)
+    rows(
+        EnhancedAPIKey,
+        6000,
+        key_prefix="'p' || i",
+        # A third has an end; those that ended a month ago are mostly switched off already.
+        expires_at="CASE WHEN i % 3 = 0 THEN now() + (i - 300) * interval '4 hours' END",
+        is_locked="i % 200 = 0",
+        **key,
+    )
     rows(
         ServerAccessControl,
         10_000,
         server_id="server.ids[1 + i % 8000]",
-        user_id="person.ids[1 + i % 6000]",
+        user_id="CASE WHEN i % 3 = 0 THEN person.ids[1 + i % 6000] END",
+        tenant_id="CASE WHEN i % 3 = 1 THEN tenant.ids[1 + i % 3000] END",
+        api_key_id="CASE WHEN i % 3 = 2 THEN key.ids[1 + i % 6000] END",
         is_active="true",
-        source=f"{_ids(MCPServer, 'server')}, {_ids(User, 'person')}",
+        source=", ".join(
+            _ids(model, name)
+            for model, name in (
+                (MCPServer, "server"),
+                (User, "person"),
+                (Tenant, "tenant"),
+                (EnhancedAPIKey, "key"),
+            )
+        ),
     )
 
 
@@ -165,13 +189,24 @@ def _seed_logs() -> None:
         40_000,
         timestamp="now() - (40000 - i) * interval '65 s'",
         tenant_id="tenant.ids[1 + floor(3000 * random() ^ 3)]",
-        source=_ids(Tenant, "tenant"),
+        user_id="person.ids[1 + floor(6000 * random() ^ 2)]",
+        resource_type="(ARRAY['mcp_servers', 'enhanced_api_keys'])[1 + i % 2]",
+        resource_id="server.ids[1 + floor(8000 * random() ^ 2)]::text",
+        source=f"{_ids(Tenant, 'tenant')}, {_ids(User, 'person')}, {_ids(MCPServer, 'server')}",
     )
-    rows(PerformanceAlert, 200, name="'alert ' || i", comparison_operator="'>'")
+    rows(
+        PerformanceAlert,
+        2000,
+        name="'alert ' || i",
+        comparison_operator="'>'",
+        # Most watch one server.
+        server_id="CASE WHEN i % 10 > 0 THEN server.ids[1 + i] END",
+        source=_ids(MCPServer, "server"),
+    )
     rows(
         AlertEvent,
         20_000,
-        alert_id="alert.ids[1 + floor(200 * random() ^ 2)]",
+        alert_id="alert.ids[1 + floor(2000 * random() ^ 2)]",
         occurred_at="now() - i * interval '30 minutes'",
         source=_ids(PerformanceAlert, "alert"),
     )

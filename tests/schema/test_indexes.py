@@ -13,7 +13,7 @@ from django.db import connection, transaction
 from django.db.models import QuerySet
 
 from monitoring.optimize.state import State, declared_state, our_labels
-from registry.db.catalogue import IndexEntry, catalogue
+from registry.db.catalogue import IndexEntry, catalogue, left_out
 from registry.db.tenancy import operator_transaction, tenant_transaction
 from tests.schema.seed import more_servers
 
@@ -49,6 +49,14 @@ CREATE INDEX idx_request_routing_composite ON request_logs
 (path, method, target_server_id, duration_ms, request_time DESC)
 WHERE status_code < 400;
 """
+EXPERTS_DO_WITHOUT = {
+    "idx_mcp_servers_health_check_time",
+    "idx_request_routing_composite",
+    "idx_server_tools_usage_stats",
+    "idx_servers_discovery_composite",
+    "idx_sessions_user_active",
+    "idx_tools_discovery_performance",
+}
 GUIDE_INDEXES = {
     statement.split()[2]: statement.strip() for statement in GUIDE.split(";") if statement.strip()
 }
@@ -142,15 +150,26 @@ def test_every_entry_says_who_and_how_often() -> None:
     assert all(entry.caller and entry.rate for entry in ENTRIES)
 
 
-def test_an_index_that_loses_one_query_wins_another() -> None:
-    winners = {entry.index for entry in ENTRIES if not entry.loses}
-    assert {entry.index for entry in ENTRIES} == winners
+WINNERS = [entry for entry in ENTRIES if not entry.loses]
+LOSERS = [entry for entry in ENTRIES if entry.loses]
+
+
+@pytest.mark.parametrize("entry", LOSERS, ids=lambda entry: entry.index)
+def test_an_index_that_loses_is_the_guides_and_says_what_it_costs(entry: IndexEntry) -> None:
+    assert entry.index in GUIDE_INDEXES, "nothing obliges us to keep it: remove it"
+    assert entry.index not in {winner.index for winner in WINNERS}
+    assert entry.costs
+    served_by_another = entry.sibling in {winner.index for winner in WINNERS}
+    assert served_by_another or (not entry.sibling and entry.rate == "never")
+
+
+def test_profiles_are_all_indexes_and_those_without_losers() -> None:
+    assert left_out("guide") == frozenset()
+    assert left_out("expert") == {entry.index for entry in LOSERS} == EXPERTS_DO_WITHOUT
 
 
 @pytest.mark.usefixtures("seeded")
-@pytest.mark.parametrize(
-    "entry", [entry for entry in ENTRIES if not entry.loses], ids=lambda entry: entry.index
-)
+@pytest.mark.parametrize("entry", WINNERS, ids=lambda entry: entry.index)
 def test_planner_chooses_the_index(entry: IndexEntry) -> None:
     with asking(entry) as query:
         assert query.exists(), "the sample finds no row: the plan would prove nothing"
@@ -158,15 +177,21 @@ def test_planner_chooses_the_index(entry: IndexEntry) -> None:
 
 
 @pytest.mark.usefixtures("seeded")
-@pytest.mark.parametrize(
-    "entry", [entry for entry in ENTRIES if entry.loses], ids=lambda entry: entry.index
-)
+@pytest.mark.parametrize("entry", LOSERS, ids=lambda entry: entry.index)
 def test_index_that_loses_is_usable(entry: IndexEntry, declared: State) -> None:
-    plan = plan_of(entry)
-    # PostgreSQL 18 may filter by it where 15 does not; neither gets the order from it.
-    assert entry.index not in plan.indexes or "Sort" in plan.kinds, "it wins: take `loses` away"
     with without_others(entry.index, declared):
         assert entry.index in plan_of(entry).indexes
+
+
+@pytest.mark.usefixtures("seeded")
+def test_without_the_losers_every_other_index_is_chosen() -> None:
+    """The profile "expert"."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        for name in left_out("expert"):
+            cursor.execute(f'DROP INDEX "{name}"')
+        unused = [entry.index for entry in WINNERS if entry.index not in plan_of(entry).indexes]
+        transaction.set_rollback(True)
+    assert not unused
 
 
 @contextmanager
@@ -209,12 +234,77 @@ def test_the_guide_is_complete(declared: State) -> None:
     assert len(GUIDE_INDEXES) == 14
 
 
-def test_no_index_repeats_another(declared: State) -> None:
-    """Same table, same keys, same predicate: unique or not, the second one only costs."""
-    seen: dict[tuple[str, str], str] = {}
-    for index in declared.indexes.values():
-        twin = seen.setdefault((index.table, index.using), index.name)
-        assert twin == index.name, f"{index.name} repeats {twin}"
+# Pairs of indexes of one table of which the first can do all that the second one does: the same
+# columns at the beginning, classes, collations, directions (or all of them the other way round),
+# predicate, and what the second one includes. A unique one does more than any other.
+COVERED = """
+WITH known AS (
+    SELECT x.*, i.relname, i.relam, coalesce(pg_get_expr(x.indpred, x.indrelid), '') AS predicate,
+           coalesce(pg_get_expr(x.indexprs, x.indrelid), '') AS expressions,
+           string_to_array(x.indkey::text, ' ')::int[] AS columns,
+           string_to_array(x.indclass::text, ' ') AS classes,
+           string_to_array(x.indcollation::text, ' ') AS collations,
+           string_to_array(x.indoption::text, ' ')::int[] AS options
+      FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+      JOIN pg_class t ON t.oid = x.indrelid
+     WHERE t.relnamespace = current_schema()::regnamespace AND t.relname = ANY(%s)
+)
+SELECT wide.relname || ' covers ' || narrow.relname
+  FROM known AS narrow JOIN known AS wide USING (indrelid, relam, predicate, expressions)
+ CROSS JOIN LATERAL (SELECT narrow.indnkeyatts::int AS keys) AS n
+ WHERE narrow.indexrelid <> wide.indexrelid AND NOT narrow.indisunique
+   AND wide.indnkeyatts >= n.keys
+   AND wide.columns[1:n.keys] = narrow.columns[1:n.keys]
+   AND wide.classes[1:n.keys] = narrow.classes[1:n.keys]
+   AND wide.collations[1:n.keys] = narrow.collations[1:n.keys]
+   AND (wide.options[1:n.keys] = narrow.options[1:n.keys]
+        OR ARRAY(SELECT o # 3 FROM unnest(wide.options[1:n.keys]) o) = narrow.options[1:n.keys])
+   AND wide.columns @> narrow.columns
+"""
+
+
+def _covered() -> list[str]:
+    tables = [
+        model._meta.db_table
+        for label in our_labels()
+        for model in apps.get_app_config(label).get_models()
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(COVERED, [tables])
+        return [pair for (pair,) in cursor.fetchall()]
+
+
+def test_no_index_is_another_one_or_its_beginning() -> None:
+    assert _covered() == []
+
+
+@pytest.mark.parametrize(
+    ("definition", "is_covered"),
+    [
+        ("mcp_servers (tenant_id)", True),
+        ("mcp_servers (tenant_id DESC)", True),
+        ("mcp_servers (tenant_id, slug)", True),
+        ("mcp_servers (slug)", False),
+        ("mcp_servers (tenant_id) WHERE is_enabled", False),
+        ("mcp_servers (tenant_id) INCLUDE (slug)", True),
+        ("mcp_servers (tenant_id) INCLUDE (name)", False),
+        ("mcp_servers (endpoint_url varchar_pattern_ops)", False),
+        ("mcp_servers (endpoint_url)", True),
+        ("request_logs (tenant_id, request_time DESC, id)", False),
+        ("request_logs (tenant_id DESC, request_time)", True),
+        ("request_logs (tenant_id, request_time)", False),
+        ("request_logs (request_time)", False),
+    ],
+)
+def test_the_query_for_covered_indexes_sees_them(definition: str, is_covered: bool) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE INDEX one_more ON {definition}")
+    assert any(pair.endswith(" covers one_more") for pair in _covered()) == is_covered
+
+
+def test_there_are_thirty_indexes_at_least(declared: State) -> None:
+    """Beside primary keys and unique constraints."""
+    assert sum(not index.is_unique for index in declared.indexes.values()) >= 30
 
 
 DISCOVERY = {"idx_mcp_servers_tenant_fastest", "idx_mcp_servers_shared_fastest"}
