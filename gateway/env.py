@@ -21,6 +21,7 @@ __all__ = [
     "fernet_keys",
     "folder",
     "http_url",
+    "index_profile",
     "load_env_file",
     "log_format",
     "log_level",
@@ -107,6 +108,13 @@ def log_format(raw: str) -> str:
     """text or json."""
     if raw not in {"text", "json"}:
         raise ValueError(f"'{raw}' is no format; write text or json.")
+    return raw
+
+
+def index_profile(raw: str) -> str:
+    """guide or expert."""
+    if raw not in {"guide", "expert"}:
+        raise ValueError(f"'{raw}' is no profile; write guide or expert.")
     return raw
 
 

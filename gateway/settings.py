@@ -105,6 +105,9 @@ DATABASE_DIRECT = (
     if env.read("DATABASE_DIRECT_URL", str, "")
     else None
 )
+# Which declared indexes optimize_db sees to: all of them, or without those of the guide that the
+# catalogue says are not worth their cost.
+INDEX_PROFILE = env.read("INDEX_PROFILE", env.index_profile, "guide")
 # How much time one new partition of a log covers; those that exist keep their size.
 GATEWAY_PARTITION_DAYS = env.read("GATEWAY_PARTITION_DAYS", env.positive_int, 1)
 # The same database as the tables' owner, who migrates and maintains. None: whoever the others name.

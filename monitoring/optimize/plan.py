@@ -64,7 +64,7 @@ class Change:
     """One object that is not as declared, and the steps that make it so."""
 
     phase: int
-    kind: str  # missing, invalid, different, leftover, renamed, building, unapplied, …
+    kind: str  # missing, invalid, different, leftover, surplus, renamed, building, unapplied, …
     name: str
     table: str = ""
     reason: str
@@ -174,6 +174,16 @@ def _undeclared_index(have: Index, declared: State, actual: State) -> Change:
             reason="is left over from a concurrent build that was cut off",
             steps=(make.discard(have.name),),
         )
+    if have.name in declared.left_out:
+        return Change(
+            phase=1,
+            kind="surplus",
+            name=have.name,
+            table=have.table,
+            reason="is one that INDEX_PROFILE does without",
+            steps=(make.retire(have),),
+            is_fault=False,
+        )
     validity = "" if have.is_valid else " and invalid: it slows writes and serves no query"
     return Change(
         phase=1,
@@ -237,8 +247,7 @@ class _Maker:
         build = self._create(want, name=new)
         if want.constraint or have.constraint:
             return (build, self._swap(want, have, new))
-        drop = self.drop(have.name, inverse=self._create(have, name=have.name))
-        return (build, drop, self._rename(new, want.name))
+        return (build, self.retire(have), self._rename(new, want.name))
 
     def rename(self, have: Index, want: Index) -> tuple[Step, ...]:
         return (self._rename(have.name, want.name),)
@@ -254,6 +263,15 @@ class _Maker:
     def discard(self, name: str) -> Step:
         """Drop what nobody declared; PostgreSQL refuses CONCURRENTLY on a partitioned parent."""
         return self._drop_parent(name) if self.table.is_partitioned else self.drop(name)
+
+    def retire(self, have: Index) -> Step:
+        """Drop what was declared and is no longer wanted; its undoing builds it again."""
+        if not self.table.is_partitioned:
+            return self.drop(have.name, inverse=self._create(have, name=have.name))
+        # Once the index is gone, the leaves' parts of it are gone too.
+        bare = tuple(replace(leaf, indexes=()) for leaf in self.table.leaves)
+        back = _Maker(self.schema, replace(self.table, leaves=bare))._build_partitioned(have)
+        return self._drop_parent(have.name, inverse=back)
 
     def _create(self, index: Index, *, name: str) -> Step:
         unique = "UNIQUE " if index.is_unique else ""
@@ -330,12 +348,9 @@ class _Maker:
 
     def _replace_partitioned(self, want: Index, have: Index) -> tuple[Step, ...]:
         new = _with_suffix(want.name, REPLACEMENT)
-        # Once the old index is gone, the leaves' parts of it are gone too.
-        bare = tuple(replace(leaf, indexes=()) for leaf in self.table.leaves)
-        back = _Maker(self.schema, replace(self.table, leaves=bare))._build_partitioned(have)
         return (
             *self._build_partitioned(replace(want, name=new)),
-            self._drop_parent(have.name, inverse=back),
+            self.retire(have),
             self._rename(new, want.name),
         )
 

@@ -17,11 +17,13 @@ from uuid import uuid4
 
 from django.apps import apps as live_apps
 from django.apps.registry import Apps
+from django.conf import settings
 from django.db import Error, ProgrammingError, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.loader import MigrationLoader
 from psycopg import errors, sql
 
+from registry.db.catalogue import left_out
 from registry.db.sql import RunSQLFile
 
 __all__ = [
@@ -123,6 +125,7 @@ class State:
     tables: dict[str, Table] = field(default_factory=dict)
     matviews: dict[str, Table] = field(default_factory=dict)
     indexes: dict[str, Index] = field(default_factory=dict)
+    left_out: dict[str, Index] = field(default_factory=dict)  # what INDEX_PROFILE does without
     routines: dict[str, Routine] = field(default_factory=dict)  # by label
     unapplied: dict[str, bool] = field(default_factory=dict)  # "app.0001_name" -> is it ours
     unverifiable: dict[str, str] = field(default_factory=dict)  # name -> why
@@ -395,6 +398,8 @@ def declared_state(connection: BaseDatabaseWrapper) -> State:
             _make_routines(connection, source, state)
         state.matviews = _read_matviews(connection, schema)
         state.indexes = _read_indexes(connection, schema)
+    for name in left_out(settings.INDEX_PROFILE) & state.indexes.keys():
+        state.left_out[name] = state.indexes.pop(name)
     return state
 
 

@@ -117,3 +117,10 @@ def test_a_spool_that_cannot_be_is_refused_by_name(name: str, value: str, said: 
     assert refused.returncode != 0
     assert f"{name}: " in refused.stderr
     assert said in refused.stderr
+
+
+def test_an_unknown_index_profile_is_refused_by_name() -> None:
+    refused = run(INDEX_PROFILE="fastest")
+    assert refused.returncode != 0
+    assert "INDEX_PROFILE: 'fastest' is no profile; write guide or expert." in refused.stderr
+    assert run(INDEX_PROFILE="expert").returncode == 0

@@ -29,6 +29,7 @@ from monitoring.optimize.state import (
     declared_state,
 )
 from registry.db import direct
+from registry.db.catalogue import left_out
 from registry.db.tenancy import READER_ROLE
 from tests.factories import UserFactory
 
@@ -234,6 +235,51 @@ def test_partitioned_table_is_served_leaf_by_leaf(
         assert again == []
     finally:
         execute("DROP TABLE parts")
+
+
+# --------------------------------------------------------------------------- profiles
+
+
+def losers(execute: Execute) -> dict[str, str | None]:
+    return {name: definition(execute, name) for name in left_out("expert")}
+
+
+def test_the_experts_profile_drops_the_losers_and_the_guides_builds_them_again(
+    execute: Execute, settings: Any
+) -> None:
+    before = losers(execute)
+    assert all(before.values())
+    settings.INDEX_PROFILE = "expert"
+    status, said = optimize("--check")
+    assert status == 0  # a notice: nothing is missing, invalid or different
+    assert all(name in said for name in before)
+    assert optimize()[0] == 0
+    assert not any(losers(execute).values())
+    assert "surplus" not in optimize("--check")[1]
+    assert not DeclaredIndex.objects.filter(index_name__in=before).exists()
+    settings.INDEX_PROFILE = "guide"
+    status, said = optimize("--check")
+    assert status == 1
+    assert "idx_servers_discovery_composite (missing)" in said
+    assert optimize()[0] == 0
+    assert losers(execute) == before
+
+
+def test_the_experts_profile_can_be_undone(execute: Execute, settings: Any) -> None:
+    before = losers(execute)
+    settings.INDEX_PROFILE = "expert"
+    optimize()
+    assert optimize("--rollback")[0] == 0
+    assert losers(execute) == before
+
+
+def test_an_index_of_a_log_is_dropped_with_a_short_wait_for_its_lock(settings: Any) -> None:
+    settings.INDEX_PROFILE = "expert"
+    said = optimize("--dry-run", "--phase", "1")[1]
+    drop = next(line for line in said.splitlines() if "idx_request_routing_composite" in line)
+    assert "surplus" in drop
+    assert 'DROP INDEX IF EXISTS "public"."idx_request_routing_composite"' in said
+    assert 'DROP INDEX CONCURRENTLY IF EXISTS "public"."idx_servers_discovery_composite"' in said
 
 
 # --------------------------------------------------------------------------- functions, views
