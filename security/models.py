@@ -107,8 +107,12 @@ class Session(UUIDModel, TimestampedModel):
         ]
         indexes = [
             NamedIndex(fields=["user", "is_active", "expires_at"], name="idx_sessions_user_active"),
-            # Also serves the foreign key: not partial, for a user goes with all their sessions.
-            NamedIndex(fields=["user", "expires_at"], name="idx_sessions_user_expires"),
+            NamedIndex(
+                fields=["user", "expires_at"],
+                name="idx_sessions_user_live",
+                condition=Q(is_active=True),
+            ),
+            NamedIndex(fields=["user"], name="idx_sessions_user", condition=Q(user__isnull=False)),
             NamedIndex(
                 fields=["-last_activity"],
                 name="idx_sessions_activity_time",

@@ -30,7 +30,17 @@ class Migration(migrations.Migration):
     operations = [
         AddIndexConcurrently(
             model_name="session",
-            index=NamedIndex(fields=["user", "expires_at"], name="idx_sessions_user_expires"),
+            index=NamedIndex(
+                condition=Q(is_active=True),
+                fields=["user", "expires_at"],
+                name="idx_sessions_user_live",
+            ),
+        ),
+        AddIndexConcurrently(
+            model_name="session",
+            index=NamedIndex(
+                condition=Q(user__isnull=False), fields=["user"], name="idx_sessions_user"
+            ),
         ),
         AddIndexConcurrently(
             model_name="apikey",
