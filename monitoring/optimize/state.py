@@ -37,6 +37,7 @@ __all__ = [
     "Table",
     "actual_state",
     "declared_state",
+    "definition_from_using",
     "our_labels",
 ]
 
@@ -245,9 +246,24 @@ def _rows(connection: BaseDatabaseWrapper, query: str, schema: str) -> list[tupl
         return list(cursor.fetchall())
 
 
+# PostgreSQL shows `varchar IN (…)` as a cast of the whole array, and reads that again as an array
+# of casts: an index that was made from its own definition, by us or by pg_restore, looks different.
+_ARRAY_CAST = re.compile(r"\(ARRAY\[((?:'(?:[^']|'')*'::character varying(?:, )?)+)\]\)::text\[\]")
+_ELEMENT = re.compile(r"'(?:[^']|'')*'::character varying")
+
+
+def definition_from_using(definition: str) -> str:
+    """An index's definition from its access method on, in the one form of the two."""
+
+    def cast_each(found: re.Match[str]) -> str:
+        return "ARRAY[" + _ELEMENT.sub(r"(\g<0>)::text", found[1]) + "]"
+
+    return _ARRAY_CAST.sub(cast_each, definition.partition(" USING ")[2])
+
+
 def _index(row: tuple[Any, ...]) -> Index:
     table, name, is_unique, is_valid, definition, kind, suffix, keys, predicate, pid = row
-    using = definition.partition(" USING ")[2]
+    using = definition_from_using(definition)
     return Index(
         table=table,
         name=name,
@@ -315,7 +331,7 @@ def _read_leaves(connection: BaseDatabaseWrapper, schema: str) -> dict[str, list
     ):
         indexes = found.setdefault((table, leaf_schema, leaf), [])
         if name is not None:
-            using = definition.partition(" USING ")[2]
+            using = definition_from_using(definition)
             indexes.append(LeafIndex(name=name, using=using, is_valid=is_valid, parent=parent))
     leaves: dict[str, list[Leaf]] = {}
     for (table, leaf_schema, leaf), indexes in found.items():

@@ -12,7 +12,12 @@ from django.apps import apps
 from django.db import connection, transaction
 from django.db.models import QuerySet
 
-from monitoring.optimize.state import State, declared_state, our_labels
+from monitoring.optimize.state import (
+    State,
+    declared_state,
+    definition_from_using,
+    our_labels,
+)
 from registry.db.catalogue import IndexEntry, catalogue, left_out
 from registry.db.tenancy import operator_transaction, tenant_transaction
 from tests.schema.seed import more_servers
@@ -225,7 +230,7 @@ def test_index_is_the_guides(name: str, declared: State) -> None:
         (definition,) = cursor.fetchone()
     # Django writes a true flag as itself.
     definition = definition.replace("(is_active = true)", "is_active")
-    assert index.using == definition.partition(" USING ")[2]
+    assert index.using == definition_from_using(definition)
     assert not index.is_unique
 
 
