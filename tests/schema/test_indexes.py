@@ -20,6 +20,7 @@ from monitoring.optimize.state import (
 )
 from registry.db.catalogue import IndexEntry, catalogue, left_out
 from registry.db.tenancy import operator_transaction, tenant_transaction
+from registry.models import ServerTool
 from tests.schema.seed import more_servers
 
 # pytest-django makes the test database only where a test is marked: without the mark the module's
@@ -318,11 +319,8 @@ DISCOVERY = {"idx_mcp_servers_tenant_fastest", "idx_mcp_servers_shared_fastest"}
 @pytest.mark.usefixtures("seeded")
 def test_discovery_merges_two_ordered_scans_however_many_servers_there_are() -> None:
     small = _discoveries()
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SET LOCAL session_replication_role = replica")  # breakers, pools, queues
-        more_servers(72_000, since=8000)
+    with tenfold_servers():
         large = _discoveries()
-        transaction.set_rollback(True)
     for plan in small + large:
         assert plan.indexes == DISCOVERY
         assert "Merge Append" in plan.kinds
@@ -332,7 +330,26 @@ def test_discovery_merges_two_ordered_scans_however_many_servers_there_are() -> 
     assert max(plan.buffers for plan in large) <= max(plan.buffers for plan in small) + 10
 
 
+@contextmanager
+def tenfold_servers() -> Iterator[None]:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL session_replication_role = replica")  # breakers, pools, queues
+        more_servers(72_000, since=8000)
+        yield
+        transaction.set_rollback(True)
+
+
 def _discoveries() -> list[Plan]:
     """Behind the walls and without them."""
     entry = next(entry for entry in ENTRIES if entry.index in DISCOVERY and not entry.loses)
     return [plan_of(each, analyze=True) for each in (entry, replace(entry, tenant=None))]
+
+
+@pytest.mark.usefixtures("seeded")
+def test_tool_discovery_is_a_nested_loop_over_indexes() -> None:
+    """For a name that few servers have; where many do, reading all servers is less."""
+    with tenfold_servers(), operator_transaction():
+        plan = _explain(ServerTool.objects.named("tool_1_79").select_related("server")[:20])
+    assert plan.indexes == {"idx_server_tools_name_server", "mcp_servers_pkey"}
+    assert "Nested Loop" in plan.kinds
+    assert not {"Seq Scan", "Hash Join"} & plan.kinds
