@@ -1,4 +1,4 @@
-"""The ASGI application: /mcp and the probes to the data plane, everything else to Django."""
+"""The ASGI application: /mcp, probes and metrics to the data plane, everything else to Django."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
 
 
 def _is_data_plane(path: str) -> bool:
-    return path == "/mcp" or path.startswith(("/mcp/", "/health/"))
+    return path in {"/mcp", "/metrics"} or path.startswith(("/mcp/", "/health/"))
 
 
 async def lifespan(plane: DataPlane, receive: Receive, send: Send) -> None:

@@ -44,6 +44,8 @@ GATEWAY_TRUSTED_PROXIES: list[env.Network] = env.read("GATEWAY_TRUSTED_PROXIES",
 GATEWAY_SPOOL_DIR = env.read("GATEWAY_SPOOL_DIR", env.folder, LOCAL_DIR / "spool")
 GATEWAY_ARCHIVE_DIR = env.read("GATEWAY_ARCHIVE_DIR", env.folder, None)
 GATEWAY_SPOOL_MAX_BYTES = env.read("GATEWAY_SPOOL_MAX_BYTES", env.positive_int, 512 * 2**20)
+# Whether /metrics is for everybody who can reach it; else for keys with the scope `metrics`.
+GATEWAY_METRICS_OPEN = env.read("GATEWAY_METRICS_OPEN", env.truth, default=False)
 # A check waits this long for a server; above the second figure it calls the server degraded.
 GATEWAY_HEALTH_TIMEOUT_MS = env.read("GATEWAY_HEALTH_TIMEOUT_MS", env.positive_int, 10_000)
 GATEWAY_HEALTH_SLOW_MS = env.read("GATEWAY_HEALTH_SLOW_MS", env.positive_int, 2000)

@@ -12,7 +12,16 @@ from zoneinfo import ZoneInfo
 
 from security.refusals import Reason, Refusal
 
-__all__ = ["PLUMBING", "AccessRule", "Call", "Caller", "Target", "decide", "has_scope"]
+__all__ = [
+    "PLUMBING",
+    "AccessRule",
+    "Call",
+    "Caller",
+    "Target",
+    "decide",
+    "has_scope",
+    "refuse_watching",
+]
 
 # What keeps a connection going rather than doing anything on a server. A list of allowed
 # methods does not have to name these; a denial may.
@@ -85,6 +94,25 @@ class Call:
 def has_scope(scopes: Iterable[str], wanted: str) -> bool:
     """Whether a key's scopes include one; `admin` implies the others."""
     return any(scope in {wanted, "admin"} for scope in scopes)
+
+
+def refuse_watching(caller: Caller) -> Refusal | None:
+    """None when the caller may see figures of the whole gateway, as in the REST API."""
+    if not has_scope(caller.scopes, "metrics"):
+        return Refusal(
+            Reason.SCOPE_MISSING,
+            "The API key lacks the scope 'metrics'. Use a key that has it.",
+        )
+    if caller.tenant_id is None:
+        return None
+    runs_gateway = caller.tenant_settings.get("runs_gateway") is True
+    if caller.tenant_status != "active" or not runs_gateway:
+        return Refusal(
+            Reason.SCOPE_MISSING,
+            "This is about the whole gateway, so it is for operators: use a key of the tenant "
+            "that runs the gateway, or of no tenant.",
+        )
+    return None
 
 
 def decide(

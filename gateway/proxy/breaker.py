@@ -136,6 +136,10 @@ class BreakerClient:
             lambda local: local.release_probe(probe_until=probe_until),
         )
 
+    def local_states(self) -> list[str]:
+        """The states of the breakers that are kept in memory for now."""
+        return [local.state for local in self._local.values()]
+
     async def write_kept(self) -> None:
         """Add to the rows all that was kept back; for a process that ends. Raises DatabaseError."""
         await self.settle()

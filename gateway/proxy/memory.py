@@ -72,6 +72,8 @@ class Memory(Generic[K, V]):
         self._entries: OrderedDict[K, _Entry[V]] = OrderedDict()
         self._by_label: defaultdict[str, set[K]] = defaultdict(set)
         self._readings: dict[K, _Reading[V]] = {}
+        # Look-ups that were answered from here, and those that had to ask.
+        self.hits = self.reads = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -94,11 +96,14 @@ class Memory(Generic[K, V]):
             if entry.era is contact.era:
                 if contact.clock() - entry.read_at >= REREAD_SECONDS:
                     self._reading(key, read, keep)
+                self.hits += 1
                 return entry.value
             if not contact.is_reachable and contact.is_recent(entry.verified_at):
+                self.hits += 1
                 return entry.value
         if contact.is_away:
             raise DatabaseAway("PostgreSQL is away")
+        self.reads += 1
         try:
             return await asyncio.shield(self._reading(key, read, keep))
         except DATABASE_ERRORS:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -27,6 +28,7 @@ from gateway.proxy.contact import Contact
 from gateway.proxy.exchange import Exchange, Receive, Send
 from gateway.proxy.gauges import Gauges
 from gateway.proxy.memory import Memory
+from gateway.proxy.metrics import MetricsPage
 from gateway.proxy.orm import OrmThreads
 from gateway.proxy.route import Route, find_route
 from gateway.proxy.upstream import Upstreams
@@ -46,6 +48,7 @@ __all__ = ["DataPlane"]
 logger = logging.getLogger(__name__)
 
 GAUGE_SECONDS = 3.0
+FIGURES_SECONDS = 3.0
 USAGE_SECONDS = 10.0
 # Tools are counted in columns that indexes cover, so each write costs index entries.
 TOOL_USAGE_SECONDS = 60.0
@@ -75,7 +78,10 @@ TOLD_OF = {
 
 
 class DataPlane:
-    """An ASGI application for /mcp and /health; `start` and `stop` follow the process's life."""
+    """An ASGI application for /mcp, /health and /metrics.
+
+    `start` and `stop` follow the process's life.
+    """
 
     pool: Pool
     log: LogWriter
@@ -93,6 +99,8 @@ class DataPlane:
         self.limiter = RateLimiter()
         self.usage = Usage()
         self.gauges = Gauges()
+        self.began = time.time()
+        self.in_progress = self.ended = 0  # exchanges on /mcp
         self._tasks: list[asyncio.Task[None]] = []
         self._was_misled = False
 
@@ -103,10 +111,12 @@ class DataPlane:
         await self.pool.open()
         self.log = LogWriter(self.pool, gauges=self.upstreams.connections)
         self.log.start()
+        self.metrics = MetricsPage(self)
         watch = Watch(self.contact, forget=self.forget, announce=self._announce, back=self._back)
         self._tasks = [
             asyncio.create_task(watch.run(), name="watch"),
             asyncio.create_task(_every(GAUGE_SECONDS, self._write_gauges), name="gauges"),
+            asyncio.create_task(_every(FIGURES_SECONDS, self.metrics.publish), name="figures"),
             asyncio.create_task(_every(USAGE_SECONDS, self._write_usage), name="usage"),
             asyncio.create_task(_every(TOOL_USAGE_SECONDS, self._write_tool_usage), name="tools"),
         ]
@@ -126,6 +136,7 @@ class DataPlane:
             "tools": self.usage.flush_tools(self.pool, at_last=True),
             "breakers": self.breaker.write_kept(),
             "gauges": self.gauges.remove(self.pool),
+            "figures": self.metrics.leave(),
         }
         tasks = [asyncio.create_task(step, name=name) for name, step in steps.items()]
         done, late = await asyncio.wait(tasks, timeout=STOP_SECONDS)
@@ -142,8 +153,15 @@ class DataPlane:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["path"].startswith("/health/"):
             await self._health(scope["path"], send)
+        elif scope["path"] == "/metrics":
+            await self.metrics.answer(scope, send)
         else:
-            await Exchange(self, scope, receive, send).run()
+            self.in_progress += 1
+            try:
+                await Exchange(self, scope, receive, send).run()
+            finally:
+                self.in_progress -= 1
+                self.ended += 1
 
     async def find_key(self, key: ParsedKey, *, slug: str) -> FoundKey | None:
         """A key's row with the server of a slug; a plain key of before is replaced.
@@ -152,11 +170,16 @@ class DataPlane:
         """
 
         def is_worth_it(found: FoundKey) -> bool:
-            is_proved = not found.key_hash or proves(found, secret=key.secret)
-            return is_proved and found.server_id is not None
+            return _is_proved(found, key) and found.server_id is not None
 
         read = partial(self._read_key, key, slug=slug)
         return await self.keys.get((plain_hash(key), slug), read, keep=is_worth_it)
+
+    async def find_holder(self, key: ParsedKey) -> FoundKey | None:
+        """A key's row for what concerns no server; remembered if the secret proves it."""
+        read = partial(self._read_key, key, slug="")
+        keep = partial(_is_proved, key=key)
+        return await self.keys.get((plain_hash(key), ""), read, keep=keep)
 
     async def find_route(self, server_id: UUID) -> Route | None:
         """The route to a server; None: it is gone."""
@@ -246,6 +269,10 @@ class DataPlane:
 
     async def _write_tool_usage(self) -> None:
         await self.usage.flush_tools(self.pool)
+
+
+def _is_proved(found: FoundKey, key: ParsedKey) -> bool:
+    return not found.key_hash or proves(found, secret=key.secret)
 
 
 def _names_a_change(label: str) -> bool:

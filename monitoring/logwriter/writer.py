@@ -59,6 +59,7 @@ class Status:
 
     written: int
     waiting: int
+    spooled: int  # that went to files for the time being
     dropped: int
     refused: int
     spooled_bytes: int
@@ -109,7 +110,7 @@ class LogWriter:
         self._minute_began = time.monotonic()
         self._dropped_told = 0
         self._later_told = -MINUTE
-        self.written = self.dropped = self.refused = 0
+        self.written = self.spooled = self.dropped = self.refused = 0
 
     @property
     def status(self) -> Status:
@@ -119,6 +120,7 @@ class LogWriter:
             waiting=len(self._audits)
             + len(self._waiting)
             + _count((*self._batches, *self._set_back)),
+            spooled=self.spooled,
             dropped=self.dropped,
             refused=self.refused,
             spooled_bytes=self._spool.bytes(),
@@ -384,6 +386,8 @@ class LogWriter:
             if isinstance(error, OSError):
                 logger.error("log rows are dropped, the spool fails: %s", error)  # noqa: TRY400
             self.dropped += len(batch.lines)
+        else:
+            self.spooled += 0 if from_spool else len(batch.lines)
         return True
 
     async def _relieve(self) -> None:

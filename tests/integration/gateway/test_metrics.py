@@ -1,0 +1,272 @@
+"""`/metrics`: who may read it, what stands there, and that it stands there without PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import httpx2
+import pytest
+from django.db import connection
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.models import CircuitBreaker
+from gateway.proxy.contact import Contact
+from gateway.proxy.figures import FIGURES, Board
+from gateway.proxy.plane import DataPlane
+from gateway.proxy.readings import Readings
+from monitoring.queries import performance_metrics
+from tests.factories import (
+    EnhancedAPIKeyFactory,
+    PerformanceAlertFactory,
+    TenantFactory,
+)
+from tests.integration.gateway.conftest import Scene, running_gateway, told, wait_until
+from tests.relay import Relay, relayed
+
+Samples = dict[str, list[tuple[dict[str, str], float]]]
+COLD = "mcpgw_0123456789ab_" + "0" * 64
+
+
+def scrape(url: str, key: str = "", method: str = "GET", **headers: str) -> httpx2.Response:
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    return httpx2.request(method, f"{url}/metrics", headers=headers, trust_env=False)
+
+
+def samples(answer: httpx2.Response) -> Samples:
+    assert answer.status_code == 200, answer.text
+    found: Samples = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+@pytest.fixture
+def operator_key(transactional_db: None) -> str:
+    return EnhancedAPIKeyFactory(tenant=None, scopes=["metrics"]).text
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.proxy.plane.FIGURES_SECONDS", 0.1)
+
+
+# ---------------------------------------------------------------- who may read
+
+
+MAY: list[tuple[Any, list[str], bool]] = [
+    (None, ["metrics"], True),
+    (None, ["admin"], True),
+    (None, ["read", "proxy", "health"], False),
+    ({}, ["metrics", "admin"], False),
+    ({"settings": {"runs_gateway": True}}, ["metrics"], True),
+    ({"settings": {"runs_gateway": True}, "status": "suspended"}, ["metrics"], False),
+]
+
+
+def test_keys_of_operators_with_the_scope_may_read(gateway_url: str, settings: Any):
+    for tenant, scopes, may in MAY:
+        owner = None if tenant is None else TenantFactory(**tenant)
+        answer = scrape(gateway_url, EnhancedAPIKeyFactory(tenant=owner, scopes=scopes).text)
+        assert answer.status_code == (200 if may else 403), (tenant, scopes)
+        assert may or answer.json()["reason"] == "scope_missing"
+    settings.GATEWAY_METRICS_OPEN = True
+    empty = scrape(gateway_url, method="HEAD")
+    assert (empty.status_code, empty.text) == (200, "")
+
+
+def test_others_are_told_what_is_missing(gateway_url: str, operator_key: str):
+    nobody = scrape(gateway_url)
+    assert (nobody.status_code, nobody.json()["reason"]) == (401, "missing_credentials")
+    assert nobody.headers["www-authenticate"].startswith("Bearer")
+    assert nobody.json()["request_id"] == nobody.headers["x-request-id"]
+    for wrong in (COLD, operator_key[:-4] + "zzzz", "nonsense"):
+        assert scrape(gateway_url, wrong).json()["reason"] == "invalid_credentials"
+    elsewhere = EnhancedAPIKeyFactory(
+        tenant=None, scopes=["metrics"], ip_whitelist=["192.0.2.0/24"]
+    )
+    assert scrape(gateway_url, elsewhere.text).json()["reason"] == "ip_not_allowed"
+    changed = scrape(gateway_url, operator_key, method="POST")
+    assert (changed.status_code, changed.headers["allow"]) == (405, "GET, HEAD")
+    assert scrape(gateway_url, operator_key).status_code == 200
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE enhanced_api_keys SET is_active = false")
+    wait_until(lambda: scrape(gateway_url, operator_key).status_code == 401)
+
+
+# ---------------------------------------------------------------- what stands there
+
+
+def test_every_row_of_the_view_is_a_gauge(scene: Scene, operator_key: str):
+    CircuitBreaker.objects.filter(server=scene.server).update(state="open")
+    PerformanceAlertFactory(severity="critical", is_triggered=True)
+    found = samples(scrape(scene.url, operator_key))
+    rows = [row for row in performance_metrics() if row["value"] is not None]
+    assert len(rows) > 8
+    for row in rows:
+        shown = {labels["subject"] for labels, _ in found[f"mcp_gateway_{row['metric']}"]}
+        assert (row["subject"] or "") in shown
+    subject = f"{scene.tenant.slug}/{scene.server.slug}"
+    assert ({"subject": subject}, 1.0) in found["mcp_gateway_open_breakers"]
+    assert ({"state": "open"}, 1.0) in found["mcp_gateway_breakers"]
+    assert ({"severity": "critical"}, 1.0) in found["mcp_gateway_alerts_firing"]
+    ahead = {labels["table"]: days for labels, days in found["mcp_gateway_partitions_ahead_days"]}
+    assert ahead.keys() == {"audit_logs", "request_logs", "server_metrics"}
+    assert all(days > 13 for days in ahead.values())
+    assert found["mcp_gateway_database_up"] == [({}, 1.0)]
+    _both_formats(scene.url, operator_key)
+
+
+def _both_formats(url: str, key: str) -> None:
+    text = scrape(url, key, accept="text/plain;version=0.0.4")
+    assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+    modern = scrape(url, key, accept="application/openmetrics-text;version=1.0.0")
+    assert modern.headers["content-type"].startswith("application/openmetrics-text")
+    names = {family.name for family in openmetrics_families(modern.text)}
+    assert names == {family.name for family in text_string_to_metric_families(text.text)}
+    odd = scrape(url, key, accept="application/openmetrics-text;version=x.y")
+    assert odd.headers["content-type"].startswith("text/plain")
+
+
+def test_calls_are_counted_and_timed(
+    scene: Scene, operator_key: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gateway.proxy.readings.KEPT_SECONDS", 0.0)
+    answers = [scene.call() for _ in range(3)] + [scene.send(slug="nowhere")]
+    for answer in answers:
+        scene.row(answer)
+    found = samples(scrape(scene.url, operator_key))
+    assert found["mcp_gateway_requests_total"] == [({}, 4.0)]
+    assert found["mcp_gateway_request_errors_total"] == [({}, 1.0)]
+    assert found["mcp_gateway_request_duration_seconds_count"] == [({}, 4.0)]
+    buckets = found["mcp_gateway_request_duration_seconds_bucket"]
+    assert [count for _, count in buckets] == sorted(count for _, count in buckets)
+    assert buckets[-1] == ({"le": "+Inf"}, 4.0)
+    assert 0 < found["mcp_gateway_request_duration_seconds_sum"][0][1] < 60
+
+
+def test_processes_show_each_other_s_figures(scene: Scene, operator_key: str):
+    scene.call()
+    first = told[scene.url].plane
+    with running_gateway() as url:
+        second = told[url].plane
+        both = {first.gauges.name, second.gauges.name}
+
+        def shown() -> Samples | None:
+            found = samples(scrape(url, operator_key))
+            ended = {of["process"]: n for of, n in found["mcp_gateway_calls_ended_total"]}
+            return found if ended == {first.gauges.name: 1, second.gauges.name: 0} else None
+
+        found = wait_until(shown)
+        for name, figure in FIGURES.items():
+            rows = found[f"mcp_gateway_{name}"]
+            assert {labels["process"] for labels, _ in rows} == both, name
+            assert all(labels.keys() == {"process", *figure.labels} for labels, _ in rows)
+        hits = found["mcp_gateway_memory_reads_total"]
+        assert ({"process": first.gauges.name, "memory": "routes"}, 1.0) in hits
+    gone = samples(scrape(scene.url, operator_key))["mcp_gateway_log_rows_waiting"]
+    assert [labels["process"] for labels, _ in gone] == [first.gauges.name]
+
+
+def test_a_process_that_has_died_is_left_out(tmp_path: Any):
+    alive, dead = Board(tmp_path, name="here:1:a"), Board(tmp_path, name="here:2:b")
+    alive._group = dead._group = f"{os.getppid()}@here:"
+    dead.write([("log_rows_waiting", (), 3.0), ("unknown", (), 1.0)])
+    assert alive.others() == {"here:2:b": [("log_rows_waiting", (), 3.0)]}
+    (file,) = tmp_path.glob("*.json")
+    os.utime(file, (time.time() - 20,) * 2)
+    assert alive.others() == {}
+    assert file.exists()
+    os.utime(file, (time.time() - 1000,) * 2)
+    assert alive.others() == {}
+    assert not file.exists()
+    file.write_text("[")
+    assert alive.others() == {}
+
+
+def test_a_folder_that_cannot_be_used_hides_the_others_only(tmp_path: Any):
+    (tmp_path / "file").write_text("")
+    board = Board(tmp_path / "file", name="x")
+    board.write([])
+    board.leave()
+    assert board.others() == {}
+
+
+# ---------------------------------------------------------------- the database's part
+
+
+def test_all_who_ask_within_seconds_cost_one_reading(
+    scene: Scene, operator_key: str, monkeypatch: pytest.MonkeyPatch
+):
+    read: list[None] = []
+    ask = Readings._ask
+
+    async def counted(readings: Readings) -> Any:
+        read.append(None)
+        return await ask(readings)
+
+    monkeypatch.setattr(Readings, "_ask", counted)
+    page = told[scene.url].plane.metrics
+    clock = [1000.0]
+    page._readings._clock = lambda: clock[0]
+    for _ in range(5):
+        assert scrape(scene.url, operator_key).status_code == 200
+    assert len(read) == 1
+    clock[0] += 5
+    assert scrape(scene.url, operator_key).status_code == 200
+    assert len(read) == 2
+
+
+def test_a_reading_that_fails_leaves_the_rest(
+    scene: Scene, operator_key: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gateway.proxy.readings._MONITORING", "SELECT * FROM no_such_view")
+    found = samples(scrape(scene.url, operator_key))
+    assert found["mcp_gateway_database_up"] == [({}, 0.0)]
+    assert "mcp_gateway_requests_total" not in found
+    assert "mcp_gateway_log_rows_waiting" in found
+
+
+def test_without_a_database_the_processes_figures_are_still_there(
+    transactional_db: None, settings: Any, monkeypatch: pytest.MonkeyPatch, operator_key: str
+):
+    monkeypatch.setattr("gateway.proxy.watch.LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr("gateway.proxy.readings.PATIENCE_SECONDS", 0.3)
+    clock = [1000.0]
+    with relayed(monkeypatch) as relay:
+        plane = DataPlane(Contact(clock=lambda: clock[0]))
+        with running_gateway(plane) as url:
+            wait_until(lambda: plane.contact.era is not None)
+            assert scrape(url, operator_key).status_code == 200
+            _frozen(relay, plane, url, operator_key)
+            relay.cut()
+            wait_until(lambda: plane.contact.is_away)
+            clock[0] += 1000  # past GATEWAY_STALE_SECONDS
+            found = samples(scrape(url, operator_key))
+            assert found["mcp_gateway_database_up"] == [({}, 0.0)]
+            assert found["mcp_gateway_listening"][0][1] == 0
+            assert "mcp_gateway_requests_total" not in found
+            cold = scrape(url, COLD)
+            assert (cold.status_code, cold.json()["reason"]) == (503, "database_unavailable")
+            settings.GATEWAY_METRICS_OPEN = True
+            assert scrape(url).status_code == 200
+            settings.GATEWAY_METRICS_OPEN = False
+            relay.mend()
+            wait_until(lambda: plane.contact.era is not None, seconds=20)
+            plane.metrics._readings._read_at = -1000.0
+            assert samples(scrape(url, operator_key))["mcp_gateway_database_up"] == [({}, 1.0)]
+
+
+def _frozen(relay: Relay, plane: DataPlane, url: str, key: str) -> None:
+    """A server that says nothing holds no scrape up for long."""
+    relay.freeze()
+    plane.metrics._readings._read_at = -1000.0
+    began = time.monotonic()
+    assert samples(scrape(url, key))["mcp_gateway_database_up"] == [({}, 0.0)]
+    assert time.monotonic() - began < 3
