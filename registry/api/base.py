@@ -14,6 +14,7 @@ from rest_framework.routers import SimpleRouter
 from rest_framework.viewsets import GenericViewSet
 
 from registry.api.callers import Caller, caller_of
+from registry.api.fields import NamesARow
 from registry.models import MCPServer, Tenant
 
 __all__ = [
@@ -138,7 +139,7 @@ def _servers(context: Mapping[str, Any], *, shared: bool) -> QuerySet[MCPServer]
     return MCPServer.objects.filter(tenant_id=caller.own_tenant_id)
 
 
-class VisibleServerField(serializers.PrimaryKeyRelatedField[MCPServer]):
+class VisibleServerField(NamesARow, serializers.PrimaryKeyRelatedField[MCPServer]):
     """The id of one of the caller's servers or of a shared one; others do not exist for them."""
 
     shared = True
@@ -158,7 +159,7 @@ class OwnServerField(VisibleServerField):
     shared = False
 
 
-class TenantField(serializers.SlugRelatedField[Tenant]):
+class TenantField(NamesARow, serializers.SlugRelatedField[Tenant]):
     """A tenant's slug. A tenant's caller can name none but their own."""
 
     def __init__(self, **kwargs: Any) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
+from rest_framework.fields import empty
 
-__all__ = ["FiniteFloatField", "SafeJSONField"]
+__all__ = ["FiniteFloatField", "LocalTimeField", "NamesARow", "SafeJSONField"]
 
 # A backslash and "ud800" in JSON is a lone half of a character: jsonb and UTF-8 know no such thing.
 SURROGATES = range(0xD800, 0xE000)
@@ -23,6 +25,24 @@ class FiniteFloatField(serializers.FloatField):
         if not math.isfinite(number):
             self.fail("finite")
         return number
+
+
+@extend_schema_field(
+    {"type": "string", "pattern": r"^([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,6})?)?$"}
+)
+class LocalTimeField(serializers.TimeField):
+    """A time of day in a zone that stands elsewhere; OpenAPI's `time` has its own."""
+
+
+class NamesARow(serializers.RelatedField[Any, Any, Any]):
+    """Does not take an empty text for null, which may mean every tenant or every server."""
+
+    default_error_messages = {"empty": "Name one, or write null for none."}
+
+    def run_validation(self, data: Any = empty) -> Any:
+        if data == "":
+            self.fail("empty")
+        return super().run_validation(data)
 
 
 class SafeJSONField(serializers.JSONField):

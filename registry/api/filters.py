@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import django_filters
@@ -18,6 +19,7 @@ from registry.models import HealthStatus, MCPServer, ServerTool, Transport
 __all__ = ["StrictFilterBackend", "TenantFilter", "TruthFilter", "refuse_unknown"]
 
 PAGING = frozenset({"cursor", "page_size"})
+TEXTS = (django_filters.CharFilter,)
 
 
 class StrictFilterBackend(DjangoFilterBackend):  # type: ignore[misc]
@@ -37,6 +39,8 @@ class StrictFilterBackend(DjangoFilterBackend):  # type: ignore[misc]
         names = frozenset(found.base_filters) if found else frozenset()
         names |= PAGING if getattr(view, "paginator", None) else frozenset()
         refuse_unknown(request, known=names | getattr(view, "parameters", frozenset()))
+        if found:
+            _refuse_empty(request, found.base_filters)
         filtered: QuerySet[Any] = super().filter_queryset(request, queryset, view)
         return filtered
 
@@ -47,6 +51,19 @@ def refuse_unknown(request: Request, *, known: frozenset[str]) -> None:
     unknown = set(request.query_params) - known
     if unknown:
         raise ValidationError({name: [f"No such parameter. {hint}"] for name in sorted(unknown)})
+
+
+def _refuse_empty(request: Request, filters: Mapping[str, django_filters.Filter]) -> None:
+    """400 for a filter that is given no value: the library would take it for no filter at all."""
+    empty = [
+        name
+        for name, filter_ in filters.items()
+        if request.query_params.get(name) == "" and not isinstance(filter_, TEXTS)
+    ]
+    if empty:
+        raise ValidationError(
+            {name: ["Write a value, or leave the parameter out."] for name in empty}
+        )
 
 
 @extend_schema_field(OpenApiTypes.BOOL)

@@ -9,13 +9,14 @@ from rest_framework import serializers
 
 from registry.api.base import TenantField, VisibleServerField
 from registry.api.callers import caller_of
+from registry.api.fields import LocalTimeField, NamesARow
 from registry.api.serializers import refuse_changes
 from security.models import APIKeyScope, EnhancedAPIKey, ServerAccessControl, User
 
 __all__ = ["APIKeySerializer", "AccessRuleSerializer", "CreatedAPIKeySerializer"]
 
 
-class OwnField(serializers.PrimaryKeyRelatedField[Any]):
+class OwnField(NamesARow, serializers.PrimaryKeyRelatedField[Any]):
     """The id of a row of the caller's tenant; others do not exist for them."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -88,6 +89,8 @@ class AccessRuleSerializer(serializers.ModelSerializer[ServerAccessControl]):
     user = OwnField(queryset=User.objects.all(), required=False, allow_null=True)
     tenant = TenantField(required=False, allow_null=True, help_text="A tenant's slug.")
     api_key = OwnField(queryset=EnhancedAPIKey.objects.all(), required=False, allow_null=True)
+    access_start_time = LocalTimeField(required=False, allow_null=True, help_text="In `timezone`.")
+    access_end_time = LocalTimeField(required=False, allow_null=True, help_text="In `timezone`.")
 
     class Meta:
         model = ServerAccessControl

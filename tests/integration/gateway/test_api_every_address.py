@@ -238,6 +238,7 @@ def test_every_filter_refuses_a_bad_value_and_survives_a_nul(path):
         typed = type(filters.base_filters[name]).__name__ not in {"CharFilter", "TenantFilter"}
         if typed:
             assert client.get(path, {name: "nonsense"}).json().keys() == {name}
+            assert client.get(path, {name: ""}).json().keys() == {name}  # not every row
 
 
 @pytest.mark.parametrize("path", LISTS)
@@ -273,3 +274,26 @@ def test_an_unknown_address_is_answered_in_json():
     answer = APIClient().get("/api/v1/nothing")
     assert answer.status_code == 404
     assert answer.json()["request_id"] == answer["X-Request-ID"]
+
+
+@pytest.mark.parametrize("method", ["post", "patch", "delete"])
+def test_a_key_that_changes_what_is_no_row_is_not_asked_for_a_form_s_token(method):
+    client = client_of(None)
+    client.handler.enforce_csrf_checks = True
+    answer = getattr(client, method)(f"{API}servers/nonsense", {}, format="json")
+    assert answer.status_code == 404
+    assert answer.json()["request_id"] == answer["X-Request-ID"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("api-keys", {"name": "x", "tenant": ""}),
+        ("servers", {"name": "x", "endpoint_url": "https://mcp.example.org", "tenant": ""}),
+        ("alerts", {"name": "x", "metric_name": "x", "threshold_value": 1, "server": ""}),
+    ],
+)
+def test_an_empty_name_is_not_taken_for_all_of_them(path, body):
+    answer = client_of(None).post(API + path, body, format="json")
+    assert answer.status_code == 400
+    assert "null" in str(answer.json())

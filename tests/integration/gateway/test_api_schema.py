@@ -55,3 +55,10 @@ def test_the_page_uses_no_outside_host(client: Client):
     assert "swagger-ui-bundle" in page
     assert not OUTSIDE.findall(page)
     assert OUTSIDE.findall('<script src="https://cdn.example.org/x.js">')  # it would be found
+
+
+def test_every_operation_tells_of_its_refusals(schema):
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            assert {"400", "401", "403", "503"} <= operation["responses"].keys()
+            assert ("404" in operation["responses"]) is ("{id}" in path)
