@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 from datetime import timedelta
@@ -493,3 +494,19 @@ def test_an_answer_that_drips_is_ended(scene: Scene):
     scene.peer.behave = drip
     with pytest.raises(httpx2.RemoteProtocolError):
         scene.call(timeout=5)
+
+
+def test_a_trace_goes_on_at_the_server(scene: Scene):
+    trace = {
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "vendor=t61rcWkgMzE",
+        "baggage": "team=search",
+    }
+    body = json.dumps(
+        {**CALL, "params": {"name": "add", "_meta": {"traceparent": trace["traceparent"]}}},
+        separators=(" ,", " :"),  # nobody's usual way to write it
+    ).encode()
+    assert scene.call(body, headers=trace).status_code == 200
+    (seen,) = scene.peer.seen
+    assert trace.items() <= seen["headers"].items()
+    assert seen["body"] == body
