@@ -27,7 +27,7 @@ from registry.api.pagination import Keyset, NewestFirst
 from registry.models import HealthStatus, MCPServer, ServerMetric, ServerTool
 from security.keys import ParsedKey
 from security.lookup import find_key, find_plain_key
-from security.models import Session, User
+from security.models import EnhancedAPIKey, ServerAccessControl, Session, User
 from security.sessions import SessionStore
 
 __all__ = ["CLASSES", "QUERIES", "Goal", "Parameters", "Query", "Statement", "draw"]
@@ -220,8 +220,8 @@ def _last_day(at: datetime) -> Window:
     return Window.of(since=None, until=None, at=at)
 
 
-def _audit(at: datetime, tenant: UUID) -> QuerySet[AuditLog]:
-    rows = AuditLog.objects.filter(tenant_id=tenant)
+def _audit(at: datetime, **conditions: Any) -> QuerySet[AuditLog]:
+    rows = AuditLog.objects.filter(**conditions)
     return within(rows, field="timestamp", window=_last_day(at))
 
 
@@ -282,7 +282,7 @@ QUERIES: tuple[Query, ...] = (
         table="audit_logs",
         drawn=("tenant_id",),
         absent=lambda i: (_nobody(i),),
-        ask=lambda at, tenant: NewestAudit.first_page(_audit(at, tenant)),
+        ask=lambda at, tenant: NewestAudit.first_page(_audit(at, tenant_id=tenant)),
         goal=Goal(against_bare=0.98, against_django=0.95),
     ),
     Query(
@@ -351,6 +351,24 @@ QUERIES: tuple[Query, ...] = (
         ),
     ),
     Query(
+        name="audit_of_user",
+        title="What one user did",
+        table="audit_logs",
+        drawn=("user_id",),
+        absent=lambda i: (_nobody(i),),
+        ask=lambda at, user: NewestAudit.first_page(_audit(at, user_id=user)),
+    ),
+    Query(
+        name="audit_of_resource",
+        title="What happened to one resource",
+        table="audit_logs",
+        drawn=("resource_type", "resource_id"),
+        absent=lambda i: ("mcp_servers", str(_nobody(i))),
+        ask=lambda at, kind, pk: NewestAudit.first_page(
+            _audit(at, resource_type=kind, resource_id=pk)
+        ),
+    ),
+    Query(
         name="request_page",
         title="Request log, first page",
         table="request_logs",
@@ -377,6 +395,14 @@ QUERIES: tuple[Query, ...] = (
         ask=lambda at, tenant, server: NewestRequest.first_page(
             _requests(at, tenant_id=tenant, target_server_id=server)
         ),
+    ),
+    Query(
+        name="calls_of_server",
+        title="Calls of one server, by everybody",
+        table="request_logs",
+        drawn=("target_server_id",),
+        absent=lambda i: (_nobody(i),),
+        ask=lambda at, server: NewestRequest.first_page(_requests(at, target_server_id=server)),
     ),
     Query(
         name="one_request",
@@ -469,6 +495,36 @@ QUERIES: tuple[Query, ...] = (
         drawn=(),
         absent=None,
         ask=lambda _at: Session.objects.filter(is_active=True).order_by("-last_activity")[:50],
+    ),
+    Query(
+        name="keys_of_tenant",
+        title="A tenant's API keys, first page",
+        table="request_logs",
+        drawn=("tenant_id",),
+        absent=lambda i: (_nobody(i),),
+        ask=lambda _at, tenant: NewestFirst.first_page(
+            EnhancedAPIKey.objects.filter(tenant_id=tenant)
+        ),
+    ),
+    Query(
+        name="keys_of_user",
+        title="A user's API keys",
+        table="enhanced_api_keys",
+        drawn=("user_id",),
+        where="user_id IS NOT NULL",
+        absent=lambda i: (_nobody(i),),
+        ask=lambda _at, user: NewestFirst.first_page(EnhancedAPIKey.objects.filter(user_id=user)),
+    ),
+    Query(
+        name="rules_of_user",
+        title="A user's access rules",
+        table="server_access_control",
+        drawn=("user_id",),
+        where="user_id IS NOT NULL",
+        absent=lambda i: (_nobody(i),),
+        ask=lambda _at, user: NewestFirst.first_page(
+            ServerAccessControl.objects.filter(user_id=user)
+        ),
     ),
     Query(
         name="metrics_of_server",

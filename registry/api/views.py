@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from uuid import UUID
 
 from django.db.models import Model, Q, QuerySet
@@ -22,11 +22,12 @@ from registry.api.serializers import (
     ServerToolSerializer,
 )
 from registry.models import MCPServer, ServerTool
+from registry.querysets import MCPServerQuerySet
 
 __all__ = ["MCPServerViewSet", "ServerDiscoveryView", "ServerToolViewSet"]
 
 
-def _shown() -> QuerySet[MCPServer]:
+def _shown() -> MCPServerQuerySet:
     """Servers with what their serializer reads.
 
     The credentials stay in the table: whether there are any needs no decryption.
@@ -103,7 +104,7 @@ class ServerDiscoveryView(GenericAPIView[MCPServer]):
         responses=table_of(MCPServerSerializer),
     )
     def get(self, request: Request) -> Response:
-        readable = self.filter_queryset(_shown())
+        readable = cast("MCPServerQuerySet", self.filter_queryset(_shown()))
         asked = DiscoverySerializer(data=request.query_params, context={"request": request})
         asked.is_valid(raise_exception=True)
         servers = readable.fastest(

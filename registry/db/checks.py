@@ -70,13 +70,18 @@ def _ours() -> Iterator[type[Model]]:
             yield from app.get_models()
 
 
+def _fields(model: type[Model]) -> list[Any]:
+    """Fields with the attributes of their kind, of which the type stubs know few."""
+    return list(model._meta.local_fields)
+
+
 # --------------------------------------------------------------------------- indexes
 
 
 def like_twins(models: Models) -> Iterator[CheckMessage]:
     """`unique` and `db_index` on text make a second index, for LIKE, that nothing uses."""
     for model in models:
-        for field in model._meta.local_fields:
+        for field in _fields(model):
             is_text = isinstance(field, CharField | TextField)
             if is_text and (field.unique or field.db_index):
                 yield Error(
@@ -92,7 +97,7 @@ def covered_foreign_keys(models: Models) -> Iterator[CheckMessage]:
     """A foreign key whose automatic index is the beginning of a declared one."""
     for model in models:
         beginnings = dict(_beginnings(model))
-        for field in model._meta.local_fields:
+        for field in _fields(model):
             is_key = isinstance(field, ForeignKey) and not isinstance(field, OneToOneField)
             if is_key and field.db_index and field.name in beginnings:
                 yield Error(
@@ -110,8 +115,9 @@ def _beginnings(model: type[Model]) -> Iterator[tuple[str, str]]:
         if index.fields_orders and index.condition is None:
             yield _field(model, index.fields_orders[0][0]), index.name
     for constraint in model._meta.constraints:
-        is_whole = isinstance(constraint, UniqueConstraint) and constraint.condition is None
-        if is_whole and constraint.fields:
+        if not isinstance(constraint, UniqueConstraint) or constraint.condition is not None:
+            continue
+        if constraint.fields:
             yield _field(model, constraint.fields[0]), constraint.name
     if isinstance(model._meta.pk, CompositePrimaryKey):
         yield _field(model, model._meta.pk.field_names[0]), "the primary key"
@@ -147,10 +153,15 @@ def _columns(index: Index) -> Iterator[str]:
     """Keys, included columns, and what expressions and the condition look at."""
     yield from (name for name, _ in index.fields_orders)
     yield from index.include
-    for expression in index.expressions:
-        yield from (node.name for node in expression.flatten() if isinstance(node, F))
+    expressions: Iterable[Any] = index.expressions
+    for expression in expressions:
+        yield from (node.name for node in expression.flatten() if _is_column(node))
     if index.condition is not None:
         yield from _conditions(index.condition)
+
+
+def _is_column(node: Any) -> bool:
+    return isinstance(node, F)
 
 
 def _conditions(condition: Q) -> Iterator[str]:
@@ -176,8 +187,9 @@ def _logs(models: Models) -> Iterator[type[Model]]:
 def constrained_foreign_keys_of_logs(models: Models) -> Iterator[CheckMessage]:
     """A constraint lets every new and every dropped partition lock the table that it names."""
     for model in _logs(models):
-        for field in model._meta.local_fields:
-            if isinstance(field, ForeignKey) and field.db_constraint:
+        for field in _fields(model):
+            is_key = isinstance(field, ForeignKey)
+            if is_key and field.db_constraint:
                 yield Error(
                     f"{field.name} is a foreign key of a partitioned table: making and dropping "
                     "partitions locks the table that it names.",
@@ -191,8 +203,9 @@ def constrained_foreign_keys_of_logs(models: Models) -> Iterator[CheckMessage]:
 def automatic_keys_of_logs(models: Models) -> Iterator[CheckMessage]:
     """An automatic id gives a partitioned table two primary keys, which no database takes."""
     for model in _logs(models):
-        for field in model._meta.local_fields:
-            if isinstance(field, AutoFieldMixin):
+        for field in _fields(model):
+            counts_by_itself = isinstance(field, AutoFieldMixin)
+            if counts_by_itself:
                 yield Error(
                     f"{field.name} counts by itself, so that the partitioned table has two primary "
                     "keys.",
@@ -236,15 +249,16 @@ def views_indexed_at_birth(migrations: Iterable[Migration]) -> Iterator[CheckMes
     (Ours are frozen SQL files, which hold view and indexes; this is for a model of psqlextra's.)
     """
     for migration in migrations:
+        operations: list[Any] = list(migration.operations)
         views = {
             operation.name_lower: operation
-            for operation in migration.operations
+            for operation in operations
             if isinstance(operation, PostgresCreateMaterializedViewModel)
             or PostgresMaterializedViewModel in getattr(operation, "bases", ())
         }
         indexed = {
             operation.model_name_lower
-            for operation in migration.operations
+            for operation in operations
             if isinstance(operation, AddIndex)
         }
         for name, operation in views.items():

@@ -88,7 +88,7 @@ class AddPartitionedIndex(NotInTransactionMixin, AddIndex):
         quoted = sql.Identifier(name)
         # What a build that was cut off left is invalid.
         cursor.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(quoted))
-        create = self.index.create_sql(model, schema_editor, concurrently=True)
+        create: Any = self.index.create_sql(model, schema_editor, concurrently=True)
         create.parts |= {"name": quoted.as_string(None), "table": table}
         schema_editor.execute(create, params=None)
         attach = sql.SQL("ALTER INDEX {} ATTACH PARTITION {}")
