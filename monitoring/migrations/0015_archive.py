@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("monitoring", "0010_retention_indexes")]
+    dependencies = [("monitoring", "0011_expert_indexes")]
 
     operations = [
         migrations.AddField(

@@ -12,7 +12,16 @@ from psycopg import sql
 
 from monitoring.optimize.state import Index, Leaf, Routine, SQLSource, State, Table
 
-__all__ = ["INSTANT", "PHASES", "Change", "Step", "make_plan", "new_views"]
+__all__ = [
+    "INSTANT",
+    "PHASES",
+    "Change",
+    "Step",
+    "index_built",
+    "index_dropped",
+    "make_plan",
+    "new_views",
+]
 
 PHASES = {1: "Indexes", 2: "Tables", 3: "Functions", 4: "Views", 5: "Statistics"}
 
@@ -42,6 +51,7 @@ class Step:
     builds: str = ""  # the index that must be valid afterwards
     cleanup: str = ""  # removes what a failed attempt leaves behind
     is_concurrent: bool = False  # waits for others without making anybody wait
+    goes_with: str = ""  # what takes this along when it is undone
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -51,6 +61,7 @@ class Step:
             "builds": self.builds,
             "cleanup": self.cleanup,
             "is_concurrent": self.is_concurrent,
+            "goes_with": self.goes_with,
         }
 
     @classmethod
@@ -103,25 +114,30 @@ def _quoted(*names: str) -> str:
 def _index_changes(declared: State, actual: State) -> Iterator[Change]:
     """A view that is missing gets its indexes from its own file."""
     ours = {*declared.tables, *declared.matviews}
+    found = sorted(actual.indexes.values(), key=lambda index: (index.table, index.name))
+    others = [have for have in found if have.table in ours and have.name not in declared.indexes]
+    left = [have for have in others if _is_leftover(have, declared)]
+    for have in left:  # first: they bear the names that replacements get
+        if not _is_of_use(have, declared, actual):
+            yield _leftover(have, actual)
     for want in sorted(declared.indexes.values(), key=lambda index: (index.table, index.name)):
         if want.table in actual.relations:
             change = _index_change(want, declared, actual)
             if change is not None:
                 yield change
-    for have in sorted(actual.indexes.values(), key=lambda index: (index.table, index.name)):
-        if have.table in ours and have.name not in declared.indexes:
-            yield _undeclared_index(have, declared, actual)
+    for have in others:
+        if have not in left:
+            is_surplus = have.name in declared.left_out
+            yield _surplus_index(have, actual) if is_surplus else _undeclared_index(have)
 
 
 def _index_change(want: Index, declared: State, actual: State) -> Change | None:
     have = actual.indexes.get(want.name)
     table = actual.relations[want.table]
     make = _Maker(schema=actual.schema, table=table)
+    ready = _replacement(want, actual)
     if have is None:
-        twin = _twin(want, declared, actual)
-        if twin is not None:
-            return _change("renamed", want, f"exists as {twin.name}", make.rename(twin, want))
-        return _change("missing", want, "is missing", make.build(want), builds=want)
+        return _missing(want, declared, actual, make, ready)
     if have.table != want.table:
         return _change("different", want, f"is an index of {have.table}; rename that one", ())
     if not have.is_valid:
@@ -129,11 +145,24 @@ def _index_change(want: Index, declared: State, actual: State) -> Change | None:
             reason = f"is being built by session {have.builder_pid}"
             return _change("building", want, reason, ())
         reason = "is invalid: a build was cut off"
-        return _change("invalid", want, reason, make.repair(want, have), builds=want)
+        return _change("invalid", want, reason, make.repair(want, have, ready), builds=want)
     if have.form != want.form:
         reason = f"is {have.form}, declared is {want.form}"
-        return _change("different", want, reason, make.replace(want, have), builds=want)
+        return _change("different", want, reason, make.replace(want, have, ready), builds=want)
     return None
+
+
+def _missing(
+    want: Index, declared: State, actual: State, make: _Maker, ready: Index | None
+) -> Change:
+    if ready is not None:
+        builds = None if ready.is_valid else want
+        steps = make.adopt(want, ready)
+        return _change("missing", want, f"exists as {ready.name}", steps, builds=builds)
+    twin = _twin(want, declared, actual)
+    if twin is not None:
+        return _change("renamed", want, f"exists as {twin.name}", make.rename(twin, want))
+    return _change("missing", want, "is missing", make.build(want), builds=want)
 
 
 def _change(
@@ -163,27 +192,54 @@ def _twin(want: Index, declared: State, actual: State) -> Index | None:
     return None
 
 
-def _undeclared_index(have: Index, declared: State, actual: State) -> Change:
+def _replacement(want: Index, actual: State) -> Index | None:
+    """What a run that was cut off has built to take the place of an index, and can be used.
+
+    That of a partitioned table may lack partitions: those that it has need not be built again.
+    """
+    have = actual.indexes.get(_with_suffix(want.name, REPLACEMENT))
+    if have is None or have.table != want.table or have.constraint or have.builder_pid is not None:
+        return None
+    is_same = (have.using, have.is_unique) == (want.using, want.is_unique)
+    is_partitioned = actual.relations[want.table].is_partitioned
+    return have if is_same and (have.is_valid or is_partitioned) else None
+
+
+def _is_of_use(have: Index, declared: State, actual: State) -> bool:
+    """Whether it takes the place of an index that is not as declared."""
+    for want in declared.indexes.values():
+        if have.table == want.table and _replacement(want, actual) == have:
+            change = _index_change(want, declared, actual)
+            return change is not None and any(have.name in step.sql for step in change.steps)
+    return False
+
+
+def _leftover(have: Index, actual: State) -> Change:
     make = _Maker(schema=actual.schema, table=actual.relations[have.table])
-    if _is_leftover(have, declared):
-        return Change(
-            phase=1,
-            kind="leftover",
-            name=have.name,
-            table=have.table,
-            reason="is left over from a concurrent build that was cut off",
-            steps=(make.discard(have.name),),
-        )
-    if have.name in declared.left_out:
-        return Change(
-            phase=1,
-            kind="surplus",
-            name=have.name,
-            table=have.table,
-            reason="is one that INDEX_PROFILE does without",
-            steps=(make.retire(have),),
-            is_fault=False,
-        )
+    return Change(
+        phase=1,
+        kind="leftover",
+        name=have.name,
+        table=have.table,
+        reason="is left over from a concurrent build that was cut off",
+        steps=(make.discard(have.name),),
+    )
+
+
+def _surplus_index(have: Index, actual: State) -> Change:
+    make = _Maker(schema=actual.schema, table=actual.relations[have.table])
+    return Change(
+        phase=1,
+        kind="surplus",
+        name=have.name,
+        table=have.table,
+        reason="is one that INDEX_PROFILE does without",
+        steps=(make.retire(have),),
+        is_fault=False,
+    )
+
+
+def _undeclared_index(have: Index) -> Change:
     validity = "" if have.is_valid else " and invalid: it slows writes and serves no query"
     return Change(
         phase=1,
@@ -228,26 +284,35 @@ class _Maker:
         if self.table.is_partitioned:
             return () if want.constraint else self._build_partitioned(want)
         steps = (self._create(want, name=want.name),)
-        return (*steps, self._constrain(want)) if want.constraint else steps
+        return (*steps, self._constrain(want, want.name)) if want.constraint else steps
 
-    def repair(self, want: Index, have: Index) -> tuple[Step, ...]:
+    def adopt(self, want: Index, ready: Index) -> tuple[Step, ...]:
+        """Finish what a run that was cut off had built."""
+        if want.constraint:
+            return (self._constrain(want, ready.name),)
+        missing = () if ready.is_valid else self._join_leaves(replace(want, name=ready.name))
+        return (*missing, self._rename(ready.name, want.name))
+
+    def repair(self, want: Index, have: Index, ready: Index | None) -> tuple[Step, ...]:
         if self.table.is_partitioned:  # the parent is valid once every partition has joined in
             return self._join_leaves(want)
         if have.constraint:  # cannot be dropped alone
             return (self._reindex(have),)
-        return (self.drop(have.name), *self.build(want))
+        return (self.drop(have.name), *(self.adopt(want, ready) if ready else self.build(want)))
 
-    def replace(self, want: Index, have: Index) -> tuple[Step, ...]:
+    def replace(self, want: Index, have: Index, ready: Index | None) -> tuple[Step, ...]:
         """The new one is built beside the old one, so that queries always have one."""
         if self.table.is_partitioned:
-            return (
-                () if want.constraint or have.constraint else self._replace_partitioned(want, have)
-            )
+            is_plain = not (want.constraint or have.constraint)
+            return self._replace_partitioned(want, have, ready) if is_plain else ()
+        is_bare = (have.using, have.is_unique, have.constraint) == (want.using, want.is_unique, "")
+        if is_bare:  # its index alone is there
+            return (self._constrain(want, have.name, before=have),)
         new = _with_suffix(want.name, REPLACEMENT)
-        build = self._create(want, name=new)
+        build = () if ready else (self._create(want, name=new),)
         if want.constraint or have.constraint:
-            return (build, self._swap(want, have, new))
-        return (build, self.retire(have), self._rename(new, want.name))
+            return (*build, self._swap(want, have, new))
+        return (*build, self.retire(have), self._rename(new, want.name))
 
     def rename(self, have: Index, want: Index) -> tuple[Step, ...]:
         return (self._rename(have.name, want.name),)
@@ -307,16 +372,17 @@ class _Maker:
             is_concurrent=True,
         )
 
-    def _constrain(self, want: Index) -> Step:
-        return Step(
-            sql=f"ALTER TABLE {self._on} {_add_constraint(want, want.name)};",
+    def _constrain(self, want: Index, index: str, *, before: Index | None = None) -> Step:
+        """Make a constraint of an index; dropping the constraint takes the index along."""
+        drop = Step(
+            sql=f"ALTER TABLE {self._on} DROP CONSTRAINT IF EXISTS {_quoted(want.name)};",
             lock=INSTANT.format(self.table.name),
-            inverse=(
-                Step(
-                    sql=f"ALTER TABLE {self._on} DROP CONSTRAINT IF EXISTS {_quoted(want.name)};",
-                    lock=INSTANT.format(self.table.name),
-                ),
-            ),
+        )
+        again = (self._create(before, name=before.name),) if before else ()
+        return Step(
+            sql=f"ALTER TABLE {self._on} {_add_constraint(want, index)};",
+            lock=INSTANT.format(self.table.name),
+            inverse=(drop, *again),
         )
 
     def _swap(self, want: Index, have: Index, new: str, *, with_inverse: bool = True) -> Step:
@@ -346,12 +412,15 @@ class _Maker:
             inverse=inverse,
         )
 
-    def _replace_partitioned(self, want: Index, have: Index) -> tuple[Step, ...]:
-        new = _with_suffix(want.name, REPLACEMENT)
+    def _replace_partitioned(
+        self, want: Index, have: Index, ready: Index | None
+    ) -> tuple[Step, ...]:
+        beside = replace(want, name=_with_suffix(want.name, REPLACEMENT))
+        begun = self._join_leaves(beside) if ready else self._build_partitioned(beside)
         return (
-            *self._build_partitioned(replace(want, name=new)),
+            *begun,
             self.retire(have),
-            self._rename(new, want.name),
+            self._rename(beside.name, want.name),
         )
 
     def _build_partitioned(self, want: Index) -> tuple[Step, ...]:
@@ -367,9 +436,8 @@ class _Maker:
     def _join_leaves(self, want: Index) -> tuple[Step, ...]:
         steps = [step for leaf in self.table.leaves for step in self._join_leaf(want, leaf)]
         if steps:
-            last = steps.pop()
-            steps.append(Step(sql=last.sql, lock=last.lock, builds=want.name))
-        return tuple(steps)
+            steps[-1] = replace(steps[-1], builds=want.name)
+        return tuple(replace(step, goes_with=want.name) for step in steps)
 
     def _join_leaf(self, want: Index, leaf: Leaf) -> Iterator[Step]:
         if any(index.parent == want.name for index in leaf.indexes):
@@ -379,7 +447,9 @@ class _Maker:
             (
                 index.name
                 for index in leaf.indexes
-                if index.using == want.using and index.is_valid and index.parent is None
+                if (index.using, index.is_unique) == (want.using, want.is_unique)
+                and index.is_valid
+                and index.parent is None
             ),
             "",
         )
@@ -387,15 +457,8 @@ class _Maker:
             make = _Maker(leaf.schema, Table(name=leaf.name))
             if any(index.name == name for index in leaf.indexes):
                 yield make.drop(name)
-            created = make._create(want, name=name)
             # Undone with the parent, which takes the leaves that joined it along.
-            yield Step(
-                sql=created.sql,
-                lock=created.lock,
-                builds=name,
-                cleanup=created.cleanup,
-                is_concurrent=True,
-            )
+            yield replace(make._create(want, name=name), inverse=())
         child = _quoted(leaf.schema, ready or name)
         yield Step(
             sql=f"ALTER INDEX {self._index(want.name)} ATTACH PARTITION {child};",
@@ -409,6 +472,21 @@ def _add_constraint(want: Index, index_name: str) -> str:
         f"ADD CONSTRAINT {_quoted(want.name)} {kind} USING INDEX {_quoted(index_name)}"
         f"{want.constraint_suffix}"
     )
+
+
+def index_built(index: Index, actual: State) -> tuple[Step, ...]:
+    """Builds an index online."""
+    return _Maker(schema=actual.schema, table=actual.relations[index.table]).build(index)
+
+
+def index_dropped(index: Index, actual: State) -> Step:
+    """Drops an index, online where PostgreSQL can; its inverse builds it again."""
+    table = actual.relations[index.table]
+    bare = replace(table, leaves=tuple(replace(leaf, indexes=()) for leaf in table.leaves))
+    make = _Maker(schema=actual.schema, table=bare)
+    if table.is_partitioned:
+        return make._drop_parent(index.name, inverse=make.build(index))
+    return make.drop(index.name, inverse=make._create(index, name=index.name))
 
 
 def _with_suffix(name: str, suffix: str) -> str:

@@ -96,6 +96,7 @@ class LeafIndex:
     name: str
     using: str
     is_valid: bool
+    is_unique: bool
     parent: str | None  # the partitioned index that it is attached to
 
 
@@ -224,7 +225,7 @@ _MATVIEWS = """
 
 _LEAVES = """
     SELECT t.relname, ln.nspname, l.relname, i.relname, pg_get_indexdef(i.oid),
-           x.indisvalid AND x.indisready AND x.indislive,
+           x.indisvalid AND x.indisready AND x.indislive, x.indisunique,
            (SELECT p.relname FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhparent
             WHERE h.inhrelid = i.oid)
     FROM pg_class t
@@ -326,13 +327,20 @@ def _read_routines(connection: BaseDatabaseWrapper, schema: str) -> dict[str, Ro
 
 def _read_leaves(connection: BaseDatabaseWrapper, schema: str) -> dict[str, list[Leaf]]:
     found: dict[tuple[str, str, str], list[LeafIndex]] = {}
-    for table, leaf_schema, leaf, name, definition, is_valid, parent in _rows(
+    for table, leaf_schema, leaf, name, definition, is_valid, is_unique, parent in _rows(
         connection, _LEAVES, schema
     ):
         indexes = found.setdefault((table, leaf_schema, leaf), [])
         if name is not None:
-            using = definition_from_using(definition)
-            indexes.append(LeafIndex(name=name, using=using, is_valid=is_valid, parent=parent))
+            indexes.append(
+                LeafIndex(
+                    name=name,
+                    using=definition_from_using(definition),
+                    is_valid=is_valid,
+                    is_unique=is_unique,
+                    parent=parent,
+                )
+            )
     leaves: dict[str, list[Leaf]] = {}
     for (table, leaf_schema, leaf), indexes in found.items():
         leaves.setdefault(table, []).append(
