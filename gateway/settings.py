@@ -110,6 +110,12 @@ DATABASE_DIRECT = (
 # Which declared indexes optimize_db sees to: all of them, or without those of the guide that the
 # catalogue says are not worth their cost.
 INDEX_PROFILE = env.read("INDEX_PROFILE", env.index_profile, "guide")
+# A copy that answers queries: `optimize_db --advise` counts the scans of its indexes too.
+DATABASE_REPLICA = (
+    _database("DATABASE_REPLICA_URL", _embedded_url)
+    if env.read("DATABASE_REPLICA_URL", str, "")
+    else None
+)
 # How much time one new partition of a log covers; those that exist keep their size.
 GATEWAY_PARTITION_DAYS = env.read("GATEWAY_PARTITION_DAYS", env.positive_int, 1)
 # The same database as the tables' owner, who migrates and maintains. None: whoever the others name.

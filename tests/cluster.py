@@ -28,6 +28,9 @@ SETTINGS = {
     "synchronous_commit": "off",
     "max_connections": "300",
     "max_locks_per_transaction": "256",
+    # What optimize_db --advise looks for.
+    "max_prepared_transactions": "5",
+    "wal_level": "logical",
 }
 
 

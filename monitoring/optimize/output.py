@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
+from monitoring.optimize.advise import KINDS, Advice
 from monitoring.optimize.plan import PHASES, Change, Step
 from monitoring.optimize.run import BRIEF_LOCK_MS, CONCURRENT_LOCK_MS, Reporter
 
@@ -19,11 +32,16 @@ __all__ = [
     "as_script",
     "faults",
     "notices",
+    "show_advice",
+    "show_note",
     "show_plan",
     "show_steps",
     "show_walls",
 ]
 
+# Without a terminal: how long a statement may run before it says how far it is, and how often then.
+QUIET_SECONDS = 5.0
+REPEAT_SECONDS = 30.0
 COLOURS = {"missing": "red", "invalid": "red", "different": "yellow", "unapplied": "red"}
 
 
@@ -59,10 +77,10 @@ def show_plan(
     for phase in phases:
         changes = [change for change in plan if change.phase == phase]
         _heading(console, phase)
-        if not changes:
+        if not any(change.steps or change.is_fault for change in changes):
             _line(console, "  [green]as declared[/]" if phase < 5 else "  [green]fresh[/]")
         for change in changes:
-            _line(console, f"  {_title(change, sizes)}")
+            _wrapped(console, _title(change, sizes), indent=2)
             for step in change.steps if with_steps else ():
                 _show_step(console, step)
 
@@ -86,6 +104,49 @@ def show_walls(console: Console, steps: Sequence[Step] | None, *, with_steps: bo
             _show_step(console, step, with_undo=False)
 
 
+def show_advice(console: Console, found: Sequence[Advice], notes: Iterable[str]) -> None:
+    """Each advice with what it rests on, what to run, and what to mind."""
+    for kind, title in KINDS.items():
+        of_kind = [advice for advice in found if advice.kind == kind]
+        if of_kind:
+            _line(console, f"[bold]{title}[/]")
+        for advice in of_kind:
+            _show_advice(console, advice)
+    if not found:
+        _line(console, "[green]Nothing to advise.[/]")
+    for note in notes:
+        _wrapped(console, f"[yellow]note[/] {escape(note)}", indent=2)
+
+
+def _show_advice(console: Console, advice: Advice) -> None:
+    _wrapped(console, escape(advice.sentence), indent=2)
+    figures = ", ".join(f"{name} {_figure(value)}" for name, value in advice.evidence.items())
+    _wrapped(console, f"[dim]seen: {escape(figures)}[/]", indent=4)
+    for step in advice.steps:
+        _show_step(console, step)
+    _wrapped(console, f"[dim]mind: {escape(advice.caution)}[/]", indent=4)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, list):
+        return "(" + ", ".join(map(str, value)) + ")"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "unknown"}[value]
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _wrapped(console: Console, text: str, *, indent: int) -> None:
+    """Prose, within a terminal's width; elsewhere one line."""
+    if console.is_terminal:
+        console.print(Padding(text, (0, 0, 0, indent)), highlight=False)
+    else:
+        _line(console, f"{' ' * indent}{text}")
+
+
+def show_note(console: Console, text: str) -> None:
+    _wrapped(console, escape(text), indent=0)
+
+
 def _heading(console: Console, phase: int) -> None:
     _line(console, f"[bold]Phase {phase}: {PHASES[phase]}[/]")
 
@@ -103,42 +164,58 @@ def _title(change: Change, sizes: Mapping[str, int]) -> str:
 
 
 def _show_step(console: Console, step: Step, *, with_undo: bool = True) -> None:
-    _line(console, f"    [cyan]{escape(headline(step.sql))}[/]")
-    _line(console, f"      [dim]lock: {escape(step.lock)}[/]")
-    if with_undo:
-        undo = " ".join(headline(inverse.sql) for inverse in step.inverse)
-        _line(console, f"      [dim]undo: {escape(undo) or 'nothing to undo'}[/]")
+    _wrapped(console, f"[cyan]{escape(headline(step.sql))}[/]", indent=4)
+    undo = _undo(step) if with_undo else []
+    along = f"; undone with {step.goes_with}" if with_undo and step.goes_with else ""
+    _wrapped(console, f"[dim]lock: {escape(step.lock + along)}[/]", indent=6)
+    for line in undo:
+        _wrapped(console, f"[dim]undo: {escape(line)}[/]", indent=6)
+
+
+def _undo(step: Step) -> list[str]:
+    if step.inverse:
+        return [headline(inverse.sql) for inverse in step.inverse]
+    return [] if step.goes_with else ["nothing to undo"]
 
 
 class Printer(Reporter):
-    """A run as it happens: a bar for the statement that runs, a line for each that ran."""
+    """A run as it happens: a bar for the statement that runs, a line for each that ran.
+
+    Where there is no terminal, what takes long says now and then how far it is.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._phase = 0
         self._bar: Progress | None = None
+        self._said = ""
+        self._say_again = 0.0
 
     def change_started(self, change: Change) -> None:
         if change.phase != self._phase:
             self._phase = change.phase
             _heading(self._console, change.phase)
-        _line(self._console, f"  {_title(change, {})}")
+        _wrapped(self._console, _title(change, {}), indent=2)
 
     def change_failed(self, reason: str) -> None:
         self._stop()
-        _line(self._console, f"    [red]failed[/] {escape(reason)}")
+        _wrapped(self._console, f"[red]failed[/] {escape(reason)}", indent=4)
 
     def step_started(self, step: Step) -> None:
+        self._say_again = time.monotonic() + QUIET_SECONDS
         if self._console.is_terminal:
             self._bar = Progress(
+                TextColumn("   "),
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
+                BarColumn(bar_width=12),
+                _Percent(),
                 TimeElapsedColumn(),
                 console=self._console,
                 transient=True,
+                expand=True,
             )
-            self._bar.add_task(escape(headline(step.sql)[:60]), total=None)
+            self._bar.add_task(escape(headline(step.sql)), total=None)
             self._bar.start()
 
     def step_progress(self, share: float | None, doing: str) -> None:
@@ -146,22 +223,35 @@ class Printer(Reporter):
             task = self._bar.task_ids[0]
             total = None if share is None else 1.0
             self._bar.update(task, total=total, completed=share or 0.0, description=escape(doing))
+        elif doing != self._said or time.monotonic() > self._say_again + REPEAT_SECONDS:
+            self._say_progress(share, doing)
+
+    def _say_progress(self, share: float | None, doing: str) -> None:
+        if time.monotonic() > self._say_again:
+            done = "" if share is None else f", {share:.0%}"
+            _line(self._console, f"    {escape(doing)}{done}")
+            self._said, self._say_again = doing, time.monotonic()
 
     def step_retried(self, *, attempt: int, seconds: float, reason: str) -> None:
         text = f"attempt {attempt} gave up: {reason}; again in {seconds:g} s"
-        _line(self._console, f"    [yellow]{escape(text)}[/]")
+        _wrapped(self._console, f"[yellow]{escape(text)}[/]", indent=4)
 
     def step_finished(self, step: Step, seconds: float) -> None:
         self._stop()
-        _line(
-            self._console,
-            f"    [green]done[/] {escape(headline(step.sql))} [dim]({seconds:.1f} s)[/]",
-        )
+        text = f"[green]done[/] {escape(headline(step.sql))} [dim]({seconds:.1f} s)[/]"
+        _wrapped(self._console, text, indent=4)
 
     def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class _Percent(ProgressColumn):
+    """Nothing while there is nothing to count, such as a wait."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{task.percentage:3.0f} %")
 
 
 # --------------------------------------------------------------------------- for psql

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import Any, Self, TypeVar
@@ -15,6 +15,8 @@ from django.utils.timezone import now
 
 from monitoring.audit import Actor, audit_write
 from monitoring.models import DeclaredIndex, OptimizeOutcome, OptimizeRun
+from monitoring.optimize.advise import Advice, advise, is_suspicious, notes
+from monitoring.optimize.facts import Facts, read_facts, read_index_facts
 from monitoring.optimize.plan import INSTANT, Change, Step
 from monitoring.optimize.state import State, actual_state
 from registry.db.direct import (
@@ -40,6 +42,8 @@ __all__ = [
     "open_session",
     "patiently",
     "read_actual",
+    "read_advice",
+    "read_use",
     "rollback_steps",
     "run_plan",
     "run_rollback",
@@ -51,11 +55,16 @@ __all__ = [
 T = TypeVar("T")
 
 APPLICATION_NAME = "mcp-gateway optimize_db"
+# A run that is killed leaves its session at work: it is to notice within this time that nobody
+# waits for it any more, and the next run waits a little longer for its lock.
+NOTICE_MS = 1_000
+PATIENCE_SECONDS = 3.0
 ADVISORY_LOCK = int.from_bytes(b"mcp-opt\0", "big")
 
 CONCURRENT_LOCK_MS = 60_000  # a concurrent build makes nobody wait and may be patient
 BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 4.0)  # after the 1st, 2nd, … attempt
 POLL_SECONDS = 0.3
+LOCKED = "A table is locked against reading"
 
 
 class BusyError(Exception):
@@ -98,7 +107,15 @@ def open_session(*, lock_timeout_ms: int = BRIEF_LOCK_MS) -> Iterator[Session]:
     """Connections of their own, past the pooler where DATABASE_DIRECT_URL names a way."""
     name, patience = APPLICATION_NAME, lock_timeout_ms
     with direct_connections(application_name=name, lock_timeout_ms=patience) as (work, watch):
+        _end_with_client(work)
         yield Session(work=work, watch=watch)
+
+
+def _end_with_client(connection: BaseDatabaseWrapper) -> None:
+    with suppress(Error), connection.cursor() as cursor:  # some platforms cannot
+        cursor.execute(
+            "SELECT set_config('client_connection_check_interval', %s, false)", [f"{NOTICE_MS}ms"]
+        )
 
 
 def _one(connection: BaseDatabaseWrapper, query: str, parameters: Sequence[Any] = ()) -> Any:
@@ -114,12 +131,16 @@ def _backend(connection: BaseDatabaseWrapper) -> int:
 @contextmanager
 def session_lock(session: Session) -> Iterator[None]:
     """One optimize_db at a time in a database; BusyError says who runs already."""
-    if not _one(session.work, "SELECT pg_try_advisory_lock(%s)", [ADVISORY_LOCK])[0]:
-        raise BusyError(_holder(session.work))
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not _one(session.work, "SELECT pg_try_advisory_lock(%s)", [ADVISORY_LOCK])[0]:
+        if time.monotonic() > until:
+            raise BusyError(_holder(session.work))
+        time.sleep(POLL_SECONDS)
     try:
         yield
     finally:
-        _one(session.work, "SELECT pg_advisory_unlock(%s)", [ADVISORY_LOCK])
+        with suppress(Error):  # a connection that broke has given it back
+            _one(session.work, "SELECT pg_advisory_unlock(%s)", [ADVISORY_LOCK])
 
 
 def _holder(connection: BaseDatabaseWrapper) -> str:
@@ -149,7 +170,7 @@ _PROGRESS = """
     FROM pg_stat_progress_create_index WHERE pid = %s
 """
 _BLOCKERS = """
-    SELECT a.pid, a.usename, a.state, extract(epoch FROM now() - a.xact_start)
+    SELECT a.pid, a.usename, a.state, extract(epoch FROM now() - a.xact_start), a.application_name
     FROM unnest(pg_blocking_pids(%s)) b (pid)
     JOIN pg_stat_activity a USING (pid)
     ORDER BY a.xact_start LIMIT 3
@@ -193,12 +214,16 @@ class _Watcher:
             self._reporter.step_progress(None, f"waiting for {blockers}")
         elif progress:
             phase, *counts = progress
-            self._reporter.step_progress(_share(*counts), phase)
+            is_counted = "scanning" in phase or "loading" in phase
+            self._reporter.step_progress(_share(*counts) if is_counted else None, phase)
 
 
-def _blocker(pid: int, user: str | None, state: str | None, seconds: Any) -> str:
-    age = f" for {float(seconds):.0f} s" if seconds is not None else ""
-    return f"session {pid} of {user or 'another role'} ({state or 'active'}{age})"
+def _blocker(
+    pid: int, user: str | None, state: str | None, seconds: Any, application: str | None
+) -> str:
+    age = f" {float(seconds):.0f} s" if seconds is not None else ""
+    name = f", {application}" if application else ""
+    return f"session {pid} of {user or 'another role'} ({state or 'active'}{age}{name})"
 
 
 def _share(
@@ -287,9 +312,23 @@ def read_actual(session: Session, reporter: Reporter) -> State:
     PostgreSQL opens a table to spell out a partial index's predicate, and so waits for whoever
     has locked the table against reading.
     """
+    return patiently(lambda: actual_state(session.work), reporter, trouble=LOCKED)
+
+
+def read_use(session: Session, reporter: Reporter, *, actual: State) -> Facts:
+    """Of indexes: which are used, and since when that is counted."""
     return patiently(
-        lambda: actual_state(session.work), reporter, trouble="A table is locked against reading"
+        lambda: read_index_facts(session.work, actual=actual), reporter, trouble=LOCKED
     )
+
+
+def read_advice(session: Session, reporter: Reporter) -> tuple[list[Advice], list[str]]:
+    """Advice and notes; the session changes nothing, not even by mistake."""
+    _one(session.work, "SELECT set_config('default_transaction_read_only', 'on', false)")
+    facts = patiently(
+        lambda: read_facts(session.work, is_suspicious=is_suspicious), reporter, trouble=LOCKED
+    )
+    return advise(facts), notes(facts)
 
 
 def walls_restore(executor: Executor) -> Raised:
@@ -351,6 +390,7 @@ def run_plan(
     One change that fails does not keep the others from being made. The record is written after
     each statement, so that a run that is killed can be rolled back too.
     """
+    _close_cut_off()
     _remember_declared(declared)
     todo = [change for change in plan if change.steps]
     if not todo:
@@ -366,6 +406,15 @@ def run_plan(
             executor.reporter.change_failed(str(failure))
     _finish(run, failures, actor)
     return run, failures
+
+
+def _close_cut_off() -> None:
+    """The lock is ours, so whatever is said to run still was killed."""
+    OptimizeRun.objects.filter(outcome=OptimizeOutcome.RUNNING).update(
+        outcome=OptimizeOutcome.FAILED,
+        error="The process ended before the run did; the next run went on from there.",
+        updated_at=now(),
+    )
 
 
 def _make_change(run: OptimizeRun, change: Change, executor: Executor) -> None:

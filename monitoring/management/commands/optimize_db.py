@@ -11,6 +11,7 @@ from rich.console import Console
 from monitoring.audit import Actor
 from monitoring.models import OptimizeRun
 from monitoring.optimize import run as running
+from monitoring.optimize.advise import with_use
 from monitoring.optimize.estimate import estimated_sizes
 from monitoring.optimize.output import (
     Printer,
@@ -18,11 +19,14 @@ from monitoring.optimize.output import (
     as_script,
     faults,
     notices,
+    show_advice,
+    show_note,
     show_plan,
     show_steps,
     show_walls,
 )
 from monitoring.optimize.plan import PHASES, Change, Step, make_plan, new_views
+from monitoring.optimize.space import NoSpaceError, Space, space_for
 from monitoring.optimize.state import MissingRightsError, State, declared_state
 from registry.db.roles import Raised
 
@@ -54,6 +58,13 @@ class Command(BaseCommand):
             action="store_true",
             help="Exit 1 when an object of our tables is missing, invalid or different.",
         )
+        parser.add_argument(
+            "--advise",
+            action="store_true",
+            help="Report what could be better: unused, redundant and bloated indexes, foreign keys "
+            "without one, tables that autovacuum does not keep up with, updates that touch every "
+            "index, old snapshots. Changes nothing.",
+        )
         parser.add_argument("--phase", type=int, choices=PHASES, help="Only this phase.")
         parser.add_argument(
             "--rollback",
@@ -83,10 +94,13 @@ class Command(BaseCommand):
             with running.open_session(lock_timeout_ms=patience) as session:
                 if options["rollback"]:
                     self._rollback(session)
+                elif options["advise"]:
+                    self._advise(session)
                 else:
                     self._optimize(session)
         except (
             MissingRightsError,
+            NoSpaceError,
             running.BusyError,
             running.PoolerError,
             running.StepError,
@@ -117,6 +131,7 @@ class Command(BaseCommand):
             declared, plan = self._plan(session)
             if not self._has_records:
                 raise CommandError("The schema is not there yet: run init_db, then try again.")
+            _refuse_if_too_large(session, plan)
             executor = self._executor(session)
             run, failures = running.run_plan(
                 plan=plan, declared=declared, executor=executor, actor=ACTOR
@@ -136,7 +151,10 @@ class Command(BaseCommand):
         actual = running.read_actual(session, self._reporter())
         self._has_records = "optimize_runs" in actual.tables
         self._new_views = new_views(declared, actual) if 4 in self._phases else []
-        return declared, make_plan(declared=declared, actual=actual, phases=self._phases)
+        plan = make_plan(declared=declared, actual=actual, phases=self._phases)
+        if 1 in self._phases:
+            plan = with_use(plan, running.read_use(session, self._reporter(), actual=actual))
+        return declared, plan
 
     @property
     def _phases(self) -> list[int]:
@@ -145,6 +163,7 @@ class Command(BaseCommand):
     def _show(self, session: running.Session) -> None:
         _, plan = self._plan(session)
         sizes = estimated_sizes(session.work, plan)
+        space = space_for(session.work, sizes)
         walls = running.walls_steps(session, new_views=self._new_views)
         if self.options["sql"]:
             changes = [
@@ -153,15 +172,17 @@ class Command(BaseCommand):
                 if change.steps
             ]
             if walls:
-                changes.append(("Grants and policies", walls))  # type: ignore[arg-type]
+                changes.append(("Grants and policies", tuple(walls)))
             text = as_script(changes, lock_timeout_ms=self.options["lock_timeout"])
             self.stdout.write(text, ending="")
         elif self.options["json"]:
-            self._print_json(plan, sizes=sizes, walls=walls)
+            self._print_json(plan, sizes=sizes, space=space, walls=walls)
         else:
             with_steps = not self.options["check"]
             show_plan(self.console, plan, phases=self._phases, sizes=sizes, with_steps=with_steps)
             show_walls(self.console, walls, with_steps=with_steps)
+            if space:
+                show_note(self.console, f"Disk: {space}.")
             if not with_steps:
                 self._say("[green]All is as declared.[/]" if not faults(plan) else "")
         if self.options["check"] and (found := faults(plan)):
@@ -178,7 +199,8 @@ class Command(BaseCommand):
         if self.options["json"]:
             self._print_json(plan, run=run, failures=failures, raised=walls)
         else:
-            for change in [*left, *notices(plan)]:
+            said = [change for change in notices(plan) if change.kind != "unused"]
+            for change in [*left, *said]:
                 self._say(f"  {change.kind}: {change.name} {change.reason}")
             done = len(run.statements) if run else 0
             undo = " (--rollback undoes them)" if run and running.rollback_steps(run) else ""
@@ -200,6 +222,7 @@ class Command(BaseCommand):
         plan: list[Change],
         *,
         sizes: dict[str, int] | None = None,
+        space: Space | None = None,
         walls: list[Step] | None = None,
         run: OptimizeRun | None = None,
         failures: list[str] | None = None,
@@ -214,6 +237,7 @@ class Command(BaseCommand):
                 for ran in (run.statements if run else [])
             ],
             "failures": failures or [],
+            "disk": {"needed_bytes": space.needed, "free_bytes": space.free} if space else None,
             "walls": {
                 "pending": [step.sql for step in walls or []],
                 "changed": raised.done if raised else 0,
@@ -221,6 +245,14 @@ class Command(BaseCommand):
             },
         }
         self.stdout.write(json.dumps(document, indent=2))
+
+    def _advise(self, session: running.Session) -> None:
+        found, notes = running.read_advice(session, self._reporter())
+        if self.options["json"]:
+            document = {"advice": [advice.as_dict() for advice in found], "notes": notes}
+            self.stdout.write(json.dumps(document, indent=2))
+        else:
+            show_advice(self.console, found, notes)
 
     # ---------------------------------------------------------------- and back
 
@@ -273,10 +305,18 @@ def _refuse_contradictions(options: dict[str, Any]) -> None:
         refuse("Choose one of --dry-run, --sql and --check.")
     if options["rollback"] and (options["check"] or options["phase"]):
         refuse("--rollback undoes a whole run: leave --check and --phase out.")
+    if options["advise"] and (shows or options["rollback"] or options["phase"]):
+        refuse("--advise is a report of its own: leave the other modes out.")
     if options["sql"] and options["json"]:
         refuse("--sql prints a script and --json a document: choose one.")
     if options["lock_timeout"] is not None and options["lock_timeout"] < 1:
         refuse("--lock-timeout must be 1 or more milliseconds; 0 would wait for ever.")
+
+
+def _refuse_if_too_large(session: running.Session, plan: list[Change]) -> None:
+    space = space_for(session.work, estimated_sizes(session.work, plan))
+    if space and not space.is_enough:
+        raise NoSpaceError(f"Nothing was done: {space}. Make room and run it again.")
 
 
 def _when(run: OptimizeRun) -> str:

@@ -20,7 +20,8 @@ from psycopg.conninfo import make_conninfo
 from monitoring.audit import Actor
 from monitoring.models import AuditLog, DeclaredIndex, OptimizeOutcome, OptimizeRun
 from monitoring.optimize import run as running
-from monitoring.optimize.plan import Change, make_plan
+from monitoring.optimize import space
+from monitoring.optimize.plan import Change, Step, make_plan
 from monitoring.optimize.state import (
     Index,
     MissingRightsError,
@@ -70,6 +71,7 @@ def other() -> Iterator[BaseDatabaseWrapper]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "BACK_OFF_SECONDS", (0.05, 0.05))
+    monkeypatch.setattr(running, "PATIENCE_SECONDS", 0.1)
 
 
 def optimize(*flags: str) -> tuple[int, str]:
@@ -545,6 +547,28 @@ def _run_script(script: str, execute: Execute) -> None:
         execute(block)
 
 
+def test_too_little_disk_is_said_before_anything_is_done(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    execute("DROP VIEW performance_monitoring")
+    assert re.search(r"Disk: the builds need about .* free in /", optimize("--dry-run")[1])
+    monkeypatch.setattr(space, "MARGIN", 10**18)
+    status, said = optimize()
+    assert status == 1
+    assert re.search(
+        r"Nothing was done: the builds need about [\d.]+ EB, [\d.]+ \wB are free", said
+    )
+    assert execute("SELECT to_regclass('performance_monitoring')") == [(None,)]
+    assert not OptimizeRun.objects.exists()
+    document = json.loads(optimize("--dry-run", "--json")[1])
+    assert document["disk"]["needed_bytes"] > document["disk"]["free_bytes"]
+    # Where the folder is not ours to see, nothing is held against the run.
+    monkeypatch.setattr(space, "_is_here", lambda _: False)
+    assert "was not checked: the server is on another machine" in optimize("--dry-run")[1]
+    assert optimize()[0] == 0
+
+
 def test_json_is_one_document(execute: Execute) -> None:
     execute("DROP INDEX idx_users_tenant_role")
     checked = StringIO()
@@ -692,6 +716,7 @@ def test_old_transaction_that_stays_is_named_and_no_invalid_index_is_left(
     assert definition(execute, "idx_users_tenant_role")
 
 
+@pytest.mark.usefixtures("impatient")
 def test_second_run_is_refused_by_name(execute: Execute) -> None:
     with running.open_session() as session, running.session_lock(session):
         pid = running._backend(session.work)
@@ -721,6 +746,68 @@ def test_role_without_rights_is_told_what_it_lacks(
     finally:
         execute("DROP OWNED BY optimize_nobody")
         execute("DROP ROLE optimize_nobody")
+
+
+def test_an_index_that_another_session_drops_midway_stops_its_own_change_only(
+    execute: Execute, other: BaseDatabaseWrapper
+) -> None:
+    class Meddling(running.Reporter):
+        def step_started(self, step: Step) -> None:
+            if "RENAME" in step.sql:
+                with other.cursor() as cursor:
+                    cursor.execute("DROP INDEX idx_server_tools_name_server_ccnew")
+
+    execute("DROP INDEX idx_server_tools_name_server")
+    execute("CREATE INDEX idx_server_tools_name_server ON server_tools (name)")
+    execute("DROP INDEX idx_users_tenant_role")
+    with running.open_session() as session:
+        declared = declared_state(session.work)
+        plan = make_plan(declared=declared, actual=actual_state(session.work), phases=[1])
+        executor = running.Executor(session=session, reporter=Meddling())
+        run, failures = running.run_plan(
+            plan=plan, declared=declared, executor=executor, actor=Actor(service_name="cli")
+        )
+    assert failures == [
+        "idx_server_tools_name_server: "
+        'relation "public.idx_server_tools_name_server_ccnew" does not exist'
+    ]
+    assert run
+    assert run.outcome == OptimizeOutcome.FAILED
+    assert definition(execute, "idx_users_tenant_role")
+
+
+@pytest.fixture
+def half_owner(execute: Execute, settings: Any) -> Iterator[str]:
+    """Owns one table; the rest, the schema included, belongs to somebody else."""
+    ((owner, database),) = execute("SELECT current_user, current_database()")
+    execute("CREATE ROLE half_owner LOGIN")
+    execute(f'GRANT CREATE ON DATABASE "{database}" TO half_owner')
+    execute("GRANT USAGE, CREATE ON SCHEMA public TO half_owner")
+    execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO half_owner")
+    execute("GRANT mcp_gateway_operator, mcp_gateway_app TO half_owner")
+    execute("ALTER TABLE server_tools OWNER TO half_owner")
+    settings.DATABASE_MAINTENANCE = {"USER": "half_owner"}
+    yield "half_owner"
+    settings.DATABASE_MAINTENANCE = None
+    execute(f'REASSIGN OWNED BY half_owner TO "{owner}"')
+    execute("DROP OWNED BY half_owner")
+    execute("DROP ROLE half_owner")
+
+
+@pytest.mark.usefixtures("half_owner")
+def test_who_owns_only_some_tables_repairs_those(execute: Execute) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    execute("DROP INDEX idx_server_tools_name_server")
+    execute("REVOKE SELECT ON server_tools FROM mcp_gateway_operator")
+    execute("REVOKE SELECT ON users FROM mcp_gateway_operator")
+    status, said = optimize()
+    assert status == 1
+    assert "idx_users_tenant_role: must be owner of table users" in said
+    assert definition(execute, "idx_server_tools_name_server")
+    granted = "SELECT has_table_privilege('mcp_gateway_operator', %s, 'SELECT')"
+    assert execute(granted, "server_tools") == [(True,)]
+    assert execute(granted, "users") == [(False,)]
+    assert "need more rights than this role has" in said
 
 
 def test_scratch_schema_is_gone(execute: Execute) -> None:
