@@ -44,7 +44,8 @@ ROOMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("monitoring.AlertEvent", "history"),
         ("monitoring.DataRetentionPolicy", "auto_delete"),
         ("monitoring.MaterializedView", "table_view"),
-        ("procrastinate.ProcrastinateJob", "schedule"),
+        ("monitoring.ScheduledTask", "schedule"),
+        ("procrastinate.ProcrastinateJob", "work_history"),
     ),
 }
 TITLES = {

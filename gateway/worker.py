@@ -1,21 +1,24 @@
-"""The worker process: takes jobs from the queue until it is told to stop."""
+"""The worker process: queues what is due and takes jobs from the queue until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 import psycopg
-from django.db import Error
+from django.db import Error, connection
+from django.utils.timezone import now
 from procrastinate import exceptions
 from procrastinate.contrib.django import app
 from procrastinate.jobs import DeleteJobCondition
 
+from gateway.jobs import PERIODIC, due_tasks_defer
 from monitoring.logwriter.threads import process_writer
+from monitoring.schedule import tasks_sync
 from registry.db.crossing import cross_tenants
 from registry.db.partitions import partitions_check
 
@@ -26,8 +29,9 @@ logger = logging.getLogger(__name__)
 # A job that is asked to stop does so between two steps, each bounded by its own time-out.
 GRACE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 30.0
-# Not left to their next hour: a worker that was down for days may be the last to make partitions.
-AT_START = ("partitions_create",)
+TICK_SECONDS = 1.0
+# A worker of another version that starts later may have removed rows of ours.
+SYNC_SECONDS = 600.0
 
 
 def run_worker(*, concurrency: int, told: Callable[[str], object]) -> None:
@@ -36,7 +40,8 @@ def run_worker(*, concurrency: int, told: Callable[[str], object]) -> None:
     CrossingError when it may not act for every tenant, PartitionsError when not as the owner.
 
     Jobs are synchronous functions in threads, so `concurrency` is the number of database
-    connections that jobs use; the queue itself takes up to four more, the log writer one.
+    connections that jobs use; the queue, the schedule and the log writer take up to six more, and
+    a job of more than ten seconds one more each.
     """
     asyncio.run(_until_told(concurrency, told))
 
@@ -63,11 +68,29 @@ async def _until_told(concurrency: int, told: Callable[[str], object]) -> None:
     told("Worker stopped.")
 
 
-async def _queue_what_is_due_at_start() -> None:
-    for name in AT_START:
-        task = app.configure_task(name, lock=name, queueing_lock=name)
-        with suppress(exceptions.AlreadyEnqueued):
-            await task.defer_async(timestamp=int(time.time()))
+async def _schedule() -> None:
+    """Queue what is due, every second; raises what the database does."""
+    loop = asyncio.get_running_loop()
+    thread = ThreadPoolExecutor(1, "schedule")  # one thread: one connection
+    synced = -SYNC_SECONDS
+    try:
+        while True:
+            if loop.time() - synced >= SYNC_SECONDS:
+                await loop.run_in_executor(thread, _sync, synced < 0)
+                synced = loop.time()
+            await loop.run_in_executor(thread, _tick)
+            await asyncio.sleep(TICK_SECONDS)
+    finally:
+        thread.submit(connection.close)
+        thread.shutdown(wait=False)
+
+
+def _sync(is_first: bool) -> None:
+    tasks_sync(PERIODIC.values(), at=now(), remove=is_first)
+
+
+def _tick() -> None:
+    due_tasks_defer(at=now())
 
 
 @asynccontextmanager
@@ -84,7 +107,6 @@ async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event) -> Non
         await asyncio.to_thread(cross_tenants)
         await asyncio.to_thread(partitions_check)
         async with _queue():
-            await _queue_what_is_due_at_start()
             worker = asyncio.create_task(
                 app.run_worker_async(
                     concurrency=concurrency,
@@ -93,11 +115,14 @@ async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event) -> Non
                     shutdown_graceful_timeout=GRACE_SECONDS,
                 )
             )
+            schedule = asyncio.create_task(_schedule())
             waiting = asyncio.create_task(stop.wait())
-            await asyncio.wait({worker, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            worker.cancel()  # the queue lets running jobs end first
-            with suppress(asyncio.CancelledError):
-                await worker
+            tasks = {worker, schedule, waiting}
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()  # the queue lets running jobs end first
+            for task in (worker, schedule):
+                with suppress(asyncio.CancelledError):
+                    await task
     except (exceptions.ConnectorException, psycopg.Error, Error, OSError) as error:
         logger.warning("the job queue cannot be used: %s", error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import BrinIndex
@@ -9,9 +11,11 @@ from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from monitoring.alerts.channels import check_channels
+from monitoring.alerts.rules import Rule
 from monitoring.retention.tables import relation_of
 from monitoring.retention.target import target_of
 from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
@@ -31,6 +35,7 @@ __all__ = [
     "DatabaseSizeSnapshot",
     "DeclaredIndex",
     "MaterializedView",
+    "MetricSnapshot",
     "OptimizeOutcome",
     "OptimizeRun",
     "PerformanceAlert",
@@ -44,8 +49,10 @@ __all__ = [
     "RequestUser",
     "RequestUserDelta",
     "RollupHorizon",
+    "ScheduledTask",
     "Severity",
     "StatementSnapshot",
+    "TaskOutcome",
 ]
 
 
@@ -230,6 +237,9 @@ class RequestRollupDelta(Figures):
     """The figures of one statement's rows, a tenant and five minutes."""
 
     id = models.BigAutoField(primary_key=True)
+    written_at = models.DateTimeField(
+        db_default=Now(), db_comment="Tells how far behind the worker is."
+    )
 
     class Meta:
         db_table = "request_rollup_deltas"
@@ -437,6 +447,16 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
     def __str__(self) -> str:
         return self.name
 
+    def rule(self, *, ceiling: float | None = None) -> Rule:
+        """The condition as the evaluator takes it."""
+        return Rule(
+            operator=self.comparison_operator,
+            threshold=self.threshold_value,
+            duration=timedelta(minutes=self.duration_minutes),
+            cooldown=timedelta(minutes=self.cooldown_minutes),
+            ceiling=ceiling,
+        )
+
     @property
     def is_acknowledged(self) -> bool:
         """An acknowledgement holds for one firing; an older one counts as none."""
@@ -498,6 +518,99 @@ class AlertEvent(UUIDModel):
 
     def __str__(self) -> str:
         return self.message
+
+
+class MetricSnapshot(models.Model):
+    """Between which values a metric was in five minutes, for looking back with another rule."""
+
+    pk = models.CompositePrimaryKey("metric", "subject", "bucket")
+    metric = models.CharField(max_length=63)
+    subject = models.CharField(
+        max_length=255, db_comment="A server with a rule of its own; empty: over all subjects."
+    )
+    bucket = models.DateTimeField(db_comment="Where the five minutes begin, in UTC.")
+    lowest = models.FloatField()
+    highest = models.FloatField()
+
+    class Meta:
+        db_table = "metric_snapshots"
+        db_table_comment = "What alert passes measured; written by the worker."
+        indexes = [NamedIndex(fields=["bucket"], name="idx_metric_snapshots_bucket")]
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.subject} {self.bucket:%Y-%m-%d %H:%M}"
+
+
+class TaskOutcome(models.TextChoices):
+    DONE = "done", "Done"
+    FAILED = "failed", "Failed"
+    GONE = "gone", "Cut off"  # whoever ran it gave no sign of life
+
+
+class ScheduledTask(UUIDModel, TimestampedModel):
+    """When one periodic task is due, who has it, and how its last run went.
+
+    The task itself is code (see `registry.periodic`); `monitoring.schedule` writes these rows.
+    """
+
+    name = models.CharField(max_length=63)
+    description = models.CharField(max_length=255, blank=True)
+    unit = models.CharField(max_length=63, blank=True, help_text="What is counted.")
+    schedule = models.CharField(
+        max_length=63, help_text="A cron line in UTC; a sixth field counts seconds."
+    )
+    is_paused = models.BooleanField(default=False, db_default=False)
+    next_run = models.DateTimeField()
+    # A claim that waits in the queue or runs. Whoever gives no sign of life loses it at
+    # `lease_until`; `claim_id` then keeps the late-comer from writing here.
+    claim_id = models.UUIDField(null=True, editable=False)
+    claimed_by = models.CharField(max_length=255, blank=True, db_default="")
+    lease_until = models.DateTimeField(null=True, editable=False)
+    running_since = models.DateTimeField(null=True, blank=True)
+    last_started = models.DateTimeField(null=True, blank=True)
+    last_finished = models.DateTimeField(null=True, blank=True)
+    last_duration_ms = models.FloatField(null=True, blank=True)
+    last_outcome = models.CharField(
+        max_length=6, choices=TaskOutcome, blank=True, db_default="", help_text="Empty: never ran."
+    )
+    last_count = models.PositiveBigIntegerField(null=True, blank=True)
+    last_error = models.TextField(blank=True, db_default="")
+    runs = models.PositiveBigIntegerField(default=0, db_default=0)
+    failures = models.PositiveBigIntegerField(default=0, db_default=0)
+    failures_in_a_row = models.PositiveIntegerField(default=0, db_default=0)
+
+    class Meta:
+        db_table = "periodic_tasks"
+        verbose_name = "periodic task"
+        constraints = [
+            models.UniqueConstraint(fields=["name"], name="uq_periodic_tasks_name"),
+            models.CheckConstraint(
+                name="ck_periodic_tasks_last_outcome",
+                condition=Q(last_outcome__in=["", *TaskOutcome.values]),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def state(self) -> str:
+        """running, queued, paused, failed, cut off, ok or not run yet."""
+        if self.running_since is not None:
+            return "running"
+        if self.claim_id is not None:
+            return "queued"
+        if self.is_paused:
+            return "paused"
+        return _TASK_STATES[self.last_outcome]
+
+
+_TASK_STATES = {
+    "": "not run yet",
+    TaskOutcome.DONE: "ok",
+    TaskOutcome.FAILED: "failed",
+    TaskOutcome.GONE: "cut off",
+}
 
 
 class DataRetentionPolicy(UUIDModel, TimestampedModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -197,6 +197,7 @@ PERIODIC = (
         does="Refresh the planner's statistics where a table changed a lot.",
         due=_due,
         run=tables_analyze,
+        limit=timedelta(hours=4),
     ),
     PeriodicTask(
         name="alerts_evaluate",
@@ -205,6 +206,8 @@ PERIODIC = (
         does="Hold the alert rules against the figures, and tell who wants to know.",
         due=lambda _at: PerformanceAlert.objects.filter(is_active=True).count(),
         run=alerts_watch,
+        limit=timedelta(minutes=5),
+        longest_back_off=timedelta(minutes=1),  # nobody else tells that something is wrong
     ),
     PeriodicTask(
         name="retention_run",

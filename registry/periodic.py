@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Protocol, cast
 
+from croniter import croniter
 from django.conf import settings
 from django.utils.module_loading import import_string
 
@@ -40,6 +41,18 @@ class PeriodicTask:
     run: Run  # returns how many units it dealt with
     # Lines for an operator who wants to see more than a number before it is done.
     preview: Callable[[datetime], Iterable[str]] | None = None
+    limit: timedelta = timedelta(hours=1)  # a longer run is told to stop and given up
+    longest_back_off: timedelta = timedelta(minutes=15)  # between runs that fail
+
+    def next_run(self, after: datetime) -> datetime:
+        """The first time after another one that the cron line names, in UTC."""
+        found: datetime = croniter(self.cron, after.astimezone(UTC)).get_next(datetime)
+        return found
+
+    def interval(self, at: datetime) -> timedelta:
+        """From the next run to the one after it."""
+        first = self.next_run(at)
+        return self.next_run(first) - first
 
 
 class TaskDeferrer(Protocol):

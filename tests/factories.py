@@ -15,6 +15,7 @@ from monitoring.models import (
     DataRetentionPolicy,
     PerformanceAlert,
     RequestLogEntry,
+    ScheduledTask,
 )
 from registry.models import MCPServer, ServerTool, SystemConfig, Tenant
 from security.keys import generate_key, hash_secret, new_salt
@@ -164,3 +165,12 @@ class DataRetentionPolicyFactory(DjangoModelFactory[DataRetentionPolicy]):
     table_name = "request_logs"
     date_column = "request_time"
     retention_days = 90
+
+
+class ScheduledTaskFactory(DjangoModelFactory[ScheduledTask]):
+    class Meta:
+        model = ScheduledTask
+
+    name = factory.Sequence(lambda n: f"task_{n}")
+    schedule = "* * * * *"
+    next_run = factory.LazyFunction(now)

@@ -1,23 +1,24 @@
 """The worker as a process of its own: it checks a real server, and it stops when it is told."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from django.conf import settings
 from django.db import connection
 from django.utils.timezone import now
-from procrastinate.contrib.django import app
 from psycopg import sql
 
+from gateway.jobs import PERIODIC
 from gateway.models import CircuitBreaker
 from monitoring.alerts.evaluate import alerts_evaluate
-from monitoring.models import AlertEvent
+from monitoring.models import AlertEvent, ScheduledTask
 from registry.audit import Actor
 from registry.db.partitions import read_partitions
 from registry.models import MCPServer
@@ -134,7 +135,7 @@ def test_a_notification_that_a_dead_worker_left_is_taken_up_again(environment):
                 " WHERE args ->> 'event_id' = %s",
                 [*cursor.fetchone(), str(AlertEvent.objects.get().pk)],
             )
-        asyncio.run(_tidied())
+        assert PERIODIC["jobs_tidy"].run(at=now()) == 1
         worker = start(environment)
         try:
             wait_for(lambda: receiver.calls)
@@ -145,10 +146,28 @@ def test_a_notification_that_a_dead_worker_left_is_taken_up_again(environment):
     assert len(receiver.calls) == 1
 
 
-async def _tidied():
-    with app.replace_connector(app.connector.get_worker_connector()):
-        async with app.open_async():
-            await app.tasks["jobs_tidy"](timestamp=0)
+@pytest.mark.django_db(transaction=True)
+def test_what_a_killed_worker_was_doing_is_done_by_another_one(environment):
+    first = start(environment)
+    try:
+        wait_for(lambda: ScheduledTask.objects.filter(last_outcome="done").count() > 5)
+    finally:
+        first.kill()
+        first.communicate(timeout=20)
+    # As if it had been killed within the nightly run, more than a minute ago.
+    nightly = ScheduledTask.objects.filter(name="partitions_remove")
+    ended = now() - timedelta(seconds=1)
+    nightly.update(
+        claim_id=uuid4(), claimed_by="killed", running_since=ended, lease_until=ended,
+        next_run=now() + timedelta(days=1), last_outcome="",
+    )  # fmt: skip
+    second = start(environment)
+    try:
+        wait_for(lambda: nightly.get().last_outcome == "done")
+    finally:
+        second.send_signal(signal.SIGTERM)
+        second.communicate(timeout=20)
+    assert (nightly.get().runs, nightly.get().failures) == (1, 1)
 
 
 def _sent():

@@ -36,6 +36,7 @@ from tests.factories import (
     MCPServerFactory,
     PerformanceAlertFactory,
     RequestLogFactory,
+    ScheduledTaskFactory,
     ServerAccessControlFactory,
     ServerToolFactory,
     SessionFactory,
@@ -85,6 +86,7 @@ def rows():
     )
     AlertEventFactory(alert=alert)
     DataRetentionPolicyFactory()
+    ScheduledTaskFactory()
     MaterializedView.objects.create(name="mv", query="SELECT 1")
     ConnectionPool.objects.create(server=server, pool_name="worker-1")
     RequestQueue.objects.create(server=server, queue_name="worker-1")

@@ -12,7 +12,7 @@ from tests.factories import (
 )
 
 pytestmark = pytest.mark.django_db
-WHOLE = ["database/size", "database/indexes", "database/performance", "retention-policies"]
+WHOLE = ["database/size", "database/indexes", "database/performance", "retention-policies", "tasks"]
 
 
 def get(client, path: str, key):
