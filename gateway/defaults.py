@@ -117,6 +117,58 @@ ALERTS = (
         threshold_value=60,
         is_active=False,
     ),
+    PerformanceAlert(
+        name="Transaction ids run out",
+        description="A database has used two fifths of its transaction ids or multixacts since "
+        "they were last frozen: vacuum does not get through.",
+        metric_name="wraparound_percent",
+        threshold_value=40,
+        duration_minutes=60,
+        severity=Severity.CRITICAL,
+    ),
+    PerformanceAlert(
+        name="Partitions are missing",
+        description="A log has partitions for less than three days: soon its rows have nowhere to "
+        "go. Look at the task partitions_create.",
+        metric_name="partition_days_ahead",
+        threshold_value=3,
+        comparison_operator=ComparisonOperator.LESS,
+        duration_minutes=0,
+        severity=Severity.CRITICAL,
+    ),
+    PerformanceAlert(
+        name="Failed tasks",
+        description="A periodic task has failed and has not gone well since.",
+        metric_name="failed_tasks",
+        threshold_value=0,
+    ),
+    PerformanceAlert(
+        name="Invalid indexes",
+        description="An index's build was cut off: it costs and serves nobody. Run optimize_db.",
+        metric_name="invalid_indexes",
+        threshold_value=0,
+        duration_minutes=60,
+    ),
+    PerformanceAlert(
+        name="Rollups behind",
+        description="The oldest calls that wait for the rollups have waited for five minutes.",
+        metric_name="rollup_lag_seconds",
+        threshold_value=300,
+    ),
+    PerformanceAlert(
+        name="Log rows in files",
+        description="A gateway process cannot bring its log rows to the database.",
+        metric_name="spooled_log_rows",
+        threshold_value=0,
+    ),
+    PerformanceAlert(
+        name="Log rows lost",
+        description="A gateway process dropped log rows in the last hour; the audit log says when.",
+        metric_name="lost_log_rows",
+        threshold_value=0,
+        duration_minutes=0,
+        severity=Severity.CRITICAL,
+    ),
 )
 for _alert in ALERTS:
     _alert.notification_channels = [{"type": "log"}]
@@ -170,6 +222,13 @@ POLICIES = (
         table_name="statement_snapshots",
         date_column="taken_at",
         retention_days=7,
+    ),
+    DataRetentionPolicy(
+        name="Metric history",
+        description="Between which values each metric was in five minutes.",
+        table_name="metric_snapshots",
+        date_column="bucket",
+        retention_days=30,
     ),
     DataRetentionPolicy(
         name="Optimisation runs",

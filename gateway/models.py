@@ -12,7 +12,7 @@ from django.utils.timezone import now
 from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
 from registry.models import MCPServer, Transport
 
-__all__ = ["BreakerState", "CircuitBreaker", "ConnectionPool", "RequestQueue"]
+__all__ = ["BreakerState", "CircuitBreaker", "ConnectionPool", "GatewayProcess", "RequestQueue"]
 
 
 class BreakerState(models.TextChoices):
@@ -160,3 +160,31 @@ class RequestQueue(UUIDModel, TimestampedModel):
 
     def __str__(self) -> str:
         return f"{self.server}/{self.queue_name}" if self.queue_name else str(self.server)
+
+
+class GatewayProcess(UUIDModel, TimestampedModel):
+    """One process of the data plane, and the log rows that it has not brought to their tables.
+
+    Written with the gauges of pools and queues, under the same name; a row that is not written
+    any more is a process that is gone.
+    """
+
+    name = models.CharField(max_length=255)
+    log_rows_waiting = models.PositiveBigIntegerField(default=0, db_default=0)
+    log_rows_spooled = models.PositiveBigIntegerField(
+        default=0, db_default=0, help_text="In files, for want of PostgreSQL or of a partition."
+    )
+    log_rows_lost = models.PositiveBigIntegerField(
+        default=0, db_default=0, help_text="Dropped or refused since the process began."
+    )
+    last_loss = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        db_table = "gateway_processes"
+        verbose_name_plural = "gateway processes"
+        constraints = [
+            models.UniqueConstraint(fields=["name"], name="uq_gateway_processes_name"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name

@@ -16,7 +16,13 @@ from django.db import transaction
 from django.db.models import Case, DateTimeField, F, PositiveIntegerField, Q, QuerySet, Value, When
 from django.db.models.functions import Greatest
 
-from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
+from gateway.models import (
+    BreakerState,
+    CircuitBreaker,
+    ConnectionPool,
+    GatewayProcess,
+    RequestQueue,
+)
 from monitoring.audit import Actor, audit_write
 from registry.changes import row_change
 
@@ -239,11 +245,12 @@ def settings_update(
 
 
 def gauges_of_gone_processes_remove(*, at: datetime) -> int:
-    """Delete the pool and queue rows of processes that no longer write them; returns how many."""
+    """Delete the rows of processes that no longer write them; returns how many."""
     stale = at - GAUGE_LIFETIME
     pools, _ = ConnectionPool.objects.filter(updated_at__lt=stale).exclude(pool_name="").delete()
     queues, _ = RequestQueue.objects.filter(updated_at__lt=stale).exclude(queue_name="").delete()
-    return pools + queues
+    processes, _ = GatewayProcess.objects.filter(updated_at__lt=stale).delete()
+    return pools + queues + processes
 
 
 def _probe(breaker_id: UUID, probe_until: datetime) -> QuerySet[CircuitBreaker]:

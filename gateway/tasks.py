@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from gateway.models import ConnectionPool, RequestQueue
+from gateway.models import ConnectionPool, GatewayProcess, RequestQueue
 from gateway.services import GAUGE_LIFETIME, gauges_of_gone_processes_remove
 from registry.periodic import PeriodicTask, Stop, never
 
@@ -12,7 +12,7 @@ __all__ = ["PERIODIC"]
 
 
 def gauges_remove(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (one step)
-    """Delete the pool and queue rows of processes that no longer write them."""
+    """Delete the rows of processes that no longer write them."""
     return gauges_of_gone_processes_remove(at=at)
 
 
@@ -20,7 +20,8 @@ def _gone(at: datetime) -> int:
     before = at - GAUGE_LIFETIME
     pools = ConnectionPool.objects.filter(updated_at__lt=before).exclude(pool_name="")
     queues = RequestQueue.objects.filter(updated_at__lt=before).exclude(queue_name="")
-    return pools.count() + queues.count()
+    processes = GatewayProcess.objects.filter(updated_at__lt=before)
+    return pools.count() + queues.count() + processes.count()
 
 
 PERIODIC = (

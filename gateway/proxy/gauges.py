@@ -1,4 +1,4 @@
-"""What this process's pools and queues look like, told to everybody in one statement."""
+"""What this process's pools, queues and log rows look like, told to everybody in one statement."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from gateway.proxy.upstream import Upstream
 from gateway.services import GAUGE_LIFETIME
+from monitoring.logwriter import Backlog
 from registry.db.ids import uuid7
 from registry.db.pool import Pool
 
@@ -18,15 +19,23 @@ __all__ = ["Gauges"]
 
 
 class Gauges:
-    """Writes the rows of `connection_pools` and `request_queues` that bear this process's name."""
+    """Writes the rows that bear this process's name: of its pools, its queues, and its own."""
 
     def __init__(self) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
 
-    async def write(self, pool: Pool, upstreams: list[Upstream]) -> None:
+    async def write(self, pool: Pool, upstreams: list[Upstream], backlog: Backlog) -> None:
         """Bring this process's rows up to date and remove those of processes that are gone."""
         rows = json.dumps([self._row(upstream) for upstream in upstreams])
-        parameters = {"rows": rows, "name": self.name, "lifetime": GAUGE_LIFETIME}
+        parameters = {
+            "rows": rows,
+            "name": self.name,
+            "lifetime": GAUGE_LIFETIME,
+            "process_id": uuid7(),
+            "log_rows_waiting": backlog.waiting,
+            "log_rows_spooled": backlog.spooled,
+            "log_rows_lost": backlog.lost,
+        }
         async with pool.connection() as connection:
             await connection.execute(_WRITE, parameters)
 
@@ -82,6 +91,22 @@ gone_queues AS (
         SELECT id FROM request_queues
          WHERE queue_name <> '' AND queue_name <> %(name)s AND updated_at < now() - %(lifetime)s
            FOR UPDATE SKIP LOCKED)),
+gone_processes AS (
+    DELETE FROM gateway_processes WHERE id IN (
+        SELECT id FROM gateway_processes
+         WHERE name <> %(name)s AND updated_at < now() - %(lifetime)s
+           FOR UPDATE SKIP LOCKED)),
+own AS (
+    INSERT INTO gateway_processes AS p (
+        id, name, log_rows_waiting, log_rows_spooled, log_rows_lost, last_loss)
+    VALUES (%(process_id)s, %(name)s, %(log_rows_waiting)s, %(log_rows_spooled)s,
+            %(log_rows_lost)s, CASE WHEN %(log_rows_lost)s > 0 THEN now() END)
+    ON CONFLICT (name) DO UPDATE SET
+        log_rows_waiting = excluded.log_rows_waiting,
+        log_rows_spooled = excluded.log_rows_spooled, log_rows_lost = excluded.log_rows_lost,
+        last_loss = CASE WHEN excluded.log_rows_lost > p.log_rows_lost
+                         THEN now() ELSE p.last_loss END,
+        updated_at = now()),
 g AS (
     SELECT u.* FROM jsonb_to_recordset(%(rows)s::jsonb) AS u(
         pool_id uuid, queue_id uuid, server_id uuid, transport_type text, max_size int,
@@ -131,6 +156,7 @@ ON CONFLICT (server_id, queue_name) DO UPDATE SET
     avg_wait_time_ms = excluded.avg_wait_time_ms
 """
 _REMOVE = """
-WITH pools AS (DELETE FROM connection_pools WHERE pool_name = %(name)s)
+WITH pools AS (DELETE FROM connection_pools WHERE pool_name = %(name)s),
+own AS (DELETE FROM gateway_processes WHERE name = %(name)s)
 DELETE FROM request_queues WHERE queue_name = %(name)s
 """

@@ -261,7 +261,7 @@ class DataPlane:
 
     async def _write_gauges(self) -> None:
         await self.upstreams.close_idle()
-        await self.gauges.write(self.pool, self.upstreams.all())
+        await self.gauges.write(self.pool, self.upstreams.all(), self.log.backlog)
         await self.breaker.settle()  # the database was there just now
 
     async def _write_usage(self) -> None:

@@ -40,6 +40,15 @@ when it is closed with rows that PostgreSQL does not have.
 
 from monitoring.logwriter.denials import Denial
 from monitoring.logwriter.rows import AuditRow, MetricRow, RequestRow, storable
-from monitoring.logwriter.writer import LogWriter, Status
+from monitoring.logwriter.writer import Backlog, LogWriter, Status
 
-__all__ = ["AuditRow", "Denial", "LogWriter", "MetricRow", "RequestRow", "Status", "storable"]
+__all__ = [
+    "AuditRow",
+    "Backlog",
+    "Denial",
+    "LogWriter",
+    "MetricRow",
+    "RequestRow",
+    "Status",
+    "storable",
+]

@@ -17,7 +17,7 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -58,6 +58,7 @@ class Segment:
 
     path: Path
     size: int = 0
+    rows: int = 0
     pause: int = 0  # how many calls of `resume` it rests, and
     rest: int = 0  # how many are left
 
@@ -140,7 +141,8 @@ class Spool:
         for path in sorted(self.folder.glob(f"{token}-*.spool")):
             mine = self._new_path()
             path.rename(mine)
-            self.pending.append(Segment(mine, mine.stat().st_size))
+            data = mine.read_bytes()
+            self.pending.append(Segment(mine, len(data), _count_rows(data)))
 
     def _tokens(self) -> set[str]:
         locks = {path.stem for path in self.folder.glob("*.lock")} - {"spool"}
@@ -165,6 +167,7 @@ class Spool:
             record = frame(_packed(batch, batch.lines[at : at + RECORD_LINES]))
             segment.size += len(record)
             _write_all(descriptor, record)
+        segment.rows += len(batch.lines)
         if segment.size >= SEGMENT_BYTES:
             self.seal(purpose)
 
@@ -217,6 +220,12 @@ class Spool:
     def bytes(self) -> int:
         """The size of everything in the folder, all processes' segments together."""
         return sum(_size(path) for path in self.folder.glob("*.spool"))
+
+    def rows(self, *, but: Collection[str] = ()) -> int:
+        """How many rows wait in this process's segments, those open for some purposes left out."""
+        waiting = [*self.pending, *self._resting]
+        waiting += [segment for name, (segment, _) in [*self._open.items()] if name not in but]
+        return sum(segment.rows for segment in waiting)
 
     def _segment(self, purpose: str) -> tuple[Segment, int]:
         if purpose not in self._open:
@@ -287,6 +296,11 @@ def _unpacked(content: bytes) -> tuple[str, tuple[str, ...], list[bytes]]:
     head, *lines = content.split(b"\n")[:-1]
     table, _, columns = head.decode().partition("\t")
     return table, tuple(columns.split(",")), [line + b"\n" for line in lines]
+
+
+def _count_rows(data: bytes) -> int:
+    contents = (record for record in records(data) if not isinstance(record, Damage))
+    return sum(content.count(b"\n") - 1 for content in contents)  # the first line is the head
 
 
 def _tell_damage(segment: Segment, damage: Damage) -> None:

@@ -28,7 +28,7 @@ from monitoring.logwriter.spool import Segment, Spool, SpoolFull
 from monitoring.logwriter.store import Later, NoPartition, Refused, Store, Unavailable
 from registry.db.pool import Pool
 
-__all__ = ["LogWriter", "Status", "default_folder"]
+__all__ = ["Backlog", "LogWriter", "Status", "default_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,15 @@ class Status:
     refused: int
     spooled_bytes: int
     available: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """A process's own rows that are in no table: in memory, in files, and lost since the start."""
+
+    waiting: int
+    spooled: int
+    lost: int
 
 
 def default_folder() -> Path:
@@ -117,15 +126,26 @@ class LogWriter:
         """Reads the spool folder: for a page or a scrape, not for each call."""
         return Status(
             written=self.written,
-            waiting=len(self._audits)
-            + len(self._waiting)
-            + _count((*self._batches, *self._set_back)),
+            waiting=self._in_memory(),
             spooled=self.spooled,
             dropped=self.dropped,
             refused=self.refused,
             spooled_bytes=self._spool.bytes(),
             available=not self._is_away(),
         )
+
+    @property
+    def backlog(self) -> Backlog:
+        """Reads no folder, so for every few seconds. Leaves audit rows on their usual way out."""
+        return Backlog(
+            waiting=self._in_memory(),
+            spooled=self._spool.rows(but=(AUDIT, HELD)),
+            lost=self.dropped + self.refused,
+        )
+
+    def _in_memory(self) -> int:
+        batches = (*self._batches, *self._set_back)
+        return len(self._audits) + len(self._waiting) + _count(batches)
 
     # ------------------------------------------------------------ what callers leave
 

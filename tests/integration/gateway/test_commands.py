@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from django.contrib.auth.models import Group
@@ -13,7 +14,7 @@ from django.utils.timezone import now
 from gateway import cli
 from gateway.jobs import PERIODIC
 from gateway.management.commands import setup_enhanced
-from monitoring.models import AuditLog, DataRetentionPolicy, PerformanceAlert
+from monitoring.models import AuditLog, DataRetentionPolicy, PerformanceAlert, ScheduledTask
 from registry.models import Tenant
 from security.keys import hash_secret, parse_key
 from security.models import EnhancedAPIKey
@@ -38,13 +39,20 @@ ALERTED = {
     "dead_rows": (">", 1_000_000),
     "longest_transaction_seconds": (">", 300),
     "replication_lag_seconds": (">", 60),
+    "wraparound_percent": (">", 40),
+    "partition_days_ahead": ("<", 3),
+    "failed_tasks": (">", 0),
+    "invalid_indexes": (">", 0),
+    "rollup_lag_seconds": (">", 300),
+    "spooled_log_rows": (">", 0),
+    "lost_log_rows": (">", 0),
 }
 
 
 def test_init_db_makes_the_defaults_once_and_keeps_what_was_changed(capsys):
     call_command("init_db")
     assert (
-        "1 tenant(s), 4 role group(s), 11 alert(s), 8 retention policies, 3 materialised"
+        "1 tenant(s), 4 role group(s), 18 alert(s), 9 retention policies, 3 materialised"
         in capsys.readouterr().out
     )
     alerts = PerformanceAlert.objects.all()
@@ -158,6 +166,29 @@ def test_maintenance_runs_every_task(capsys):
     call_command("run_maintenance")
     out = capsys.readouterr().out
     assert [line.partition(":")[0] for line in out.splitlines()] == list(PERIODIC)
+
+
+def test_maintenance_keeps_the_record_that_the_worker_keeps():
+    call_command("run_maintenance", "--task", "api_keys_expire")
+    row = ScheduledTask.objects.get(name="api_keys_expire")
+    assert (row.state, row.runs, row.last_count) == ("ok", 1, 0)
+    assert row.next_run > now()
+
+
+def test_maintenance_leaves_a_task_alone_that_somebody_runs(capsys):
+    call_command("run_maintenance", "--task", "api_keys_expire")
+    at = now()
+    ScheduledTask.objects.filter(name="api_keys_expire").update(
+        claim_id=uuid4(), claimed_by="host:1", running_since=at, lease_until=at + timedelta(hours=1)
+    )
+    with pytest.raises(CommandError, match=r"running since \S+ UTC \(host:1\)") as caught:
+        call_command("run_maintenance", "--task", "api_keys_expire")
+    assert caught.value.returncode == 1
+    call_command("run_maintenance")
+    out, err = capsys.readouterr()
+    assert "Left out: api_keys_expire is running since" in err
+    assert "gauges_remove: 0 rows done." in out
+    assert ScheduledTask.objects.get(name="api_keys_expire").claimed_by == "host:1"
 
 
 def test_an_unknown_task_is_wrong_usage():

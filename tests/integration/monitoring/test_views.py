@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,12 +11,25 @@ from django.db import connection, transaction
 from django.utils.timezone import now
 
 from gateway.defaults import defaults_ensure
-from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
+from gateway.models import (
+    BreakerState,
+    CircuitBreaker,
+    ConnectionPool,
+    GatewayProcess,
+    RequestQueue,
+)
 from monitoring.audit import Actor
-from monitoring.models import DatabaseSizeSnapshot, StatementSnapshot
+from monitoring.models import DatabaseSizeSnapshot, RequestRollupDelta, StatementSnapshot
 from monitoring.retention.run import policies_run
+from monitoring.rollups import rollups_compact
 from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
-from tests.factories import MCPServerFactory, RequestLogFactory, TenantFactory
+from registry.db.partitions import read_partitions
+from tests.factories import (
+    MCPServerFactory,
+    RequestLogFactory,
+    ScheduledTaskFactory,
+    TenantFactory,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -36,6 +49,13 @@ METRICS = {
     "dead_rows",
     "longest_transaction_seconds",
     "database_size_bytes",
+    "wraparound_percent",
+    "partition_days_ahead",
+    "invalid_indexes",
+    "failed_tasks",
+    "rollup_lag_seconds",
+    "spooled_log_rows",
+    "lost_log_rows",
 }
 
 
@@ -254,6 +274,134 @@ def test_statement_readings_that_are_old_say_nothing() -> None:
         taken_at=now() - timedelta(hours=4),
     )
     assert metric("slow_statement_ms")["all"]["value"] is None
+
+
+def test_growth_is_that_of_the_newest_readings() -> None:
+    today, mib = now().date(), 1024 * 1024
+    for days, table, total in (
+        (31, "grown", 100 * mib), (0, "grown", 150 * mib),
+        (31, "small", mib), (0, "small", 9 * mib),
+    ):  # fmt: skip
+        DatabaseSizeSnapshot.objects.create(
+            table_name=table,
+            taken_on=today - timedelta(days=days),
+            total_size=total,
+            row_estimate=0,
+        )
+    found = metric("table_growth_percent")
+    assert {subject: row["value"] for subject, row in found.items()} == {"all": 50, "grown": 50}
+    DatabaseSizeSnapshot.objects.filter(taken_on=today).update(taken_on=today - timedelta(days=5))
+    assert metric("table_growth_percent")["all"]["value"] is None, "the worker reads no sizes"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_dead_rows_and_index_usage_are_those_of_the_statistics() -> None:
+    execute("CREATE TABLE parts (id int) PARTITION BY RANGE (id)")
+    try:
+        execute(
+            "CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (1000000)"
+            " WITH (autovacuum_enabled = off)"
+        )
+        execute("INSERT INTO parts SELECT generate_series(1, 31000)")
+        execute("CREATE INDEX parts_id ON parts (id)")
+        execute("SET enable_seqscan = off; SELECT id FROM parts WHERE id < 900; RESET ALL")
+        execute("DELETE FROM parts WHERE id > 15000")
+        execute("SELECT pg_stat_force_next_flush()")
+        (own,) = rows(
+            "SELECT seq_tup_read AS seq, idx_tup_fetch AS idx FROM pg_stat_user_tables"
+            " WHERE relname = 'parts_1'"
+        )
+        assert metric("dead_rows")["parts"]["value"] == 16_000
+        usage = metric("index_usage_percent")["parts"]["value"]
+        assert usage == pytest.approx(100 * own["idx"] / (own["idx"] + own["seq"]))
+        assert 0 < usage < 80
+    finally:
+        execute("DROP TABLE parts")
+
+
+def test_wraparound_is_the_worst_databases_share_of_all_ids() -> None:
+    (own,) = rows(
+        "SELECT max(greatest(age(datfrozenxid), mxid_age(datminmxid))) AS age FROM pg_database"
+    )
+    found = metric("wraparound_percent")["all"]
+    assert found["value"] == pytest.approx(100 * own["age"] / 2**31, abs=0.01)
+    assert (found["threshold"], found["status"]) == (40, "ok")
+
+
+def drop_partition(table: str, *, of: datetime) -> None:
+    (found,) = [
+        each for each in read_partitions(connection, table)
+        if each.span.since <= of < each.span.until
+    ]  # fmt: skip
+    execute(f'DROP TABLE "{found.name}"')
+
+
+def test_a_missing_partition_is_seen_days_before_rows_have_nowhere_to_go() -> None:
+    whole = metric("partition_days_ahead")
+    assert set(whole) == {"all"}
+    assert 13 < whole["all"]["value"] <= 16
+    drop_partition("audit_logs", of=now() + timedelta(days=5))
+    found = metric("partition_days_ahead")
+    assert 4 < found["all"]["value"] == found["audit_logs"]["value"] <= 5
+    assert found["all"]["status"] == "warning"
+    drop_partition("request_logs", of=now() + timedelta(days=2))
+    assert metric("partition_days_ahead")["request_logs"]["status"] == "critical"
+    drop_partition("server_metrics", of=now())
+    assert metric("partition_days_ahead")["server_metrics"]["value"] == 0
+
+
+def test_a_log_without_any_partition_is_not_overlooked() -> None:
+    for each in read_partitions(connection, "server_metrics"):
+        execute(f'DROP TABLE "{each.name}"')
+    assert metric("partition_days_ahead")["server_metrics"]["value"] == 0
+
+
+def test_an_invalid_index_is_named() -> None:
+    assert metric("invalid_indexes")["all"]["value"] == 0
+    execute("CREATE TABLE parts (id int) PARTITION BY RANGE (id)")
+    execute("CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (10)")
+    execute("CREATE INDEX parts_id ON ONLY parts (id)")  # as after a build that was cut off
+    found = metric("invalid_indexes")
+    assert found["all"]["value"] == found["parts_id"]["value"] == 1
+    assert found["parts_id"]["status"] == "warning"
+
+
+def test_failed_tasks_are_named_until_they_go_well_again() -> None:
+    assert metric("failed_tasks")["all"]["value"] is None, "no worker ever started"
+    failed = ScheduledTaskFactory(name="retention_run", last_outcome="failed")
+    ScheduledTaskFactory(last_outcome="gone", is_paused=True)
+    ScheduledTaskFactory(last_outcome="done")
+    found = metric("failed_tasks")
+    assert set(found) == {"all", "retention_run"}
+    assert (found["all"]["value"], found["all"]["status"]) == (1, "warning")
+    failed.last_outcome = "done"
+    failed.save()
+    assert metric("failed_tasks")["all"]["value"] == 0
+
+
+def test_rollups_are_as_far_behind_as_their_oldest_delta() -> None:
+    assert metric("rollup_lag_seconds")["all"]["value"] == 0
+    RequestLogFactory(request_time=now() - timedelta(hours=2))  # a late row is no delay
+    assert metric("rollup_lag_seconds")["all"]["value"] < 60
+    RequestRollupDelta.objects.update(written_at=now() - timedelta(minutes=10))
+    found = metric("rollup_lag_seconds")["all"]
+    assert (found["value"], found["status"]) == (pytest.approx(600, abs=5), "warning")
+    rollups_compact()
+    assert metric("rollup_lag_seconds")["all"]["value"] == 0
+
+
+def test_log_rows_in_files_and_lost_ones_are_those_of_living_processes() -> None:
+    assert metric("spooled_log_rows")["all"]["value"] is None, "no gateway runs"
+    GatewayProcess.objects.create(name="a", log_rows_spooled=7)
+    lost = GatewayProcess.objects.create(name="b", log_rows_lost=3, last_loss=now())
+    gone = GatewayProcess.objects.create(name="gone", log_rows_spooled=100)
+    GatewayProcess.objects.filter(pk=gone.pk).update(updated_at=now() - timedelta(hours=1))
+    spooled, found = metric("spooled_log_rows"), metric("lost_log_rows")
+    assert {subject: row["value"] for subject, row in spooled.items()} == {"all": 7, "a": 7}
+    assert {subject: row["value"] for subject, row in found.items()} == {"all": 3, "b": 3}
+    assert found["all"]["status"] == "critical"
+    GatewayProcess.objects.filter(pk=lost.pk).update(last_loss=now() - timedelta(hours=2))
+    assert metric("lost_log_rows")["all"]["value"] == 0
 
 
 @pytest.fixture
