@@ -25,6 +25,7 @@ from unfold.contrib.filters.admin import (
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from monitoring import services
+from monitoring.alerts.history import alert_preview
 from monitoring.models import (
     AlertEvent,
     AlertEventKind,
@@ -35,16 +36,19 @@ from monitoring.models import (
     PerformanceAlert,
     RequestLog,
     RequestLogEntry,
+    ScheduledTask,
     Severity,
 )
 from monitoring.retention.preview import preview
 from monitoring.retention.tables import RETAINED
+from monitoring.schedule import task_run_soon, task_update
 from registry.admin_base import (
     NOTHING,
     CheckedModelForm,
     LogAdmin,
     OperatorAdmin,
     OwnedRowsMixin,
+    ReadOnlyMixin,
     ServiceAdmin,
     TimeWindowFilter,
     UncountedPaginator,
@@ -433,6 +437,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         "acknowledged_at",
         "last_notification",
         "history",
+        "would_have_fired",
     )
     fieldsets = (
         (
@@ -448,6 +453,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
                 "fields": (
                     ("metric_name", "comparison_operator", "threshold_value"),
                     ("duration_minutes", "cooldown_minutes"),
+                    "would_have_fired",
                     "notification_channels",
                 ),
                 "description": "The metric is one of the view performance_monitoring.",
@@ -534,6 +540,13 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     @display(description="history")
     def history(self, alert: PerformanceAlert) -> str:
         return link_to_list("monitoring_alertevent", "events", alert__id__exact=alert.pk)
+
+    @display(description="in the last week")
+    def would_have_fired(self, alert: PerformanceAlert) -> str:
+        # What is stored, not what the form just refused.
+        stored = PerformanceAlert.objects.select_related("server__tenant").filter(pk=alert.pk)
+        found = stored.first()
+        return NOTHING if found is None else str(alert_preview(found, at=now()))
 
     @display(description="condition")
     def condition(self, alert: PerformanceAlert) -> str:
@@ -726,6 +739,97 @@ class DataRetentionPolicyAdmin(NotedMixin, ServiceAdmin):
     @display(description="average run", ordering="avg_execution_time_ms")
     def took(self, policy: DataRetentionPolicy) -> str:
         return duration(policy.avg_execution_time_ms)
+
+
+# ---------------------------------------------------------------- periodic tasks
+
+
+TASKS_NOTE = (
+    "Workers run what is due, each task once at a time over all of them; a pause is made up for by "
+    "one run. A run that fails is tried again after half a minute, then less and less often."
+)
+
+
+@admin.register(ScheduledTask)
+class ScheduledTaskAdmin(NotedMixin, ReadOnlyMixin, OperatorAdmin):
+    note = TASKS_NOTE
+    actions = ("run_soon", "pause", "resume")
+    list_display = (
+        "name",
+        "state",
+        "schedule",
+        "next_run",
+        "last_started",
+        "took",
+        "dealt_with",
+        "description",
+    )
+    list_filter = (("is_paused", BooleanRadioFilter),)
+    search_fields = ("name",)
+    ordering = ("name",)
+    fields = (
+        ("name", "schedule"),
+        "description",
+        ("state", "next_run", "running_since", "claimed_by"),
+        ("last_started", "last_finished", "took", "dealt_with"),
+        ("runs", "failures", "failures_in_a_row"),
+        "last_error",
+    )
+
+    def has_run_permission(self, request: HttpRequest) -> bool:
+        """Nobody edits a row; whoever may change tasks may have them run."""
+        return bool(request.user.has_perm("monitoring.change_scheduledtask"))
+
+    @admin.action(description="Run the selected tasks now", permissions=["run"])
+    def run_soon(self, request: HttpRequest, queryset: QuerySet[ScheduledTask]) -> None:
+        actor, at = actor_of(request), now()
+        self.apply(
+            request,
+            queryset,
+            lambda task: task_run_soon(actor=actor, task=task, at=at),
+            done="task(s) wait for a worker",
+            idle="paused: resume them first",
+        )
+
+    @admin.action(description="Pause the selected tasks", permissions=["run"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[ScheduledTask]) -> None:
+        self._set_paused(request, queryset, is_paused=True)
+
+    @admin.action(description="Resume the selected tasks", permissions=["run"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[ScheduledTask]) -> None:
+        self._set_paused(request, queryset, is_paused=False)
+
+    def _set_paused(
+        self, request: HttpRequest, queryset: QuerySet[ScheduledTask], *, is_paused: bool
+    ) -> None:
+        actor, tasks = actor_of(request), list(queryset)
+        for task in tasks:
+            task_update(actor=actor, task=task, is_paused=is_paused)
+        word = "paused" if is_paused else "resumed"
+        self.message_user(request, f"{len(tasks)} task(s) {word}.", messages.SUCCESS)
+
+    @display(
+        description="state",
+        label={
+            "ok": "success",
+            "running": "info",
+            "queued": "info",
+            "not run yet": "default",
+            "paused": "warning",
+            "failed": "danger",
+            "cut off": "danger",
+        },
+    )
+    def state(self, task: ScheduledTask) -> str:
+        return task.state
+
+    @display(description="last run took", ordering="last_duration_ms")
+    def took(self, task: ScheduledTask) -> str:
+        return duration(task.last_duration_ms)
+
+    @display(description="dealt with", ordering="last_count")
+    def dealt_with(self, task: ScheduledTask) -> str:
+        return NOTHING if task.last_count is None else f"{task.last_count:,} {task.unit}"
 
 
 # ---------------------------------------------------------------- materialised views

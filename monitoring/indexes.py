@@ -17,6 +17,7 @@ from monitoring.models import (
     AuditLog,
     AuditLogEntry,
     DatabaseSizeSnapshot,
+    MetricSnapshot,
     OptimizeRun,
     PerformanceAlert,
     RequestLog,
@@ -194,6 +195,12 @@ CATALOGUE = [
         index="idx_statement_snapshots_taken_at",
         query=lambda: _oldest(StatementSnapshot, "taken_at", days=7),
         caller="retention: what to forget next; performance_monitoring: the newest reading",
+        rate="some an hour",
+    ),
+    IndexEntry(
+        index="idx_metric_snapshots_bucket",
+        query=lambda: _oldest(MetricSnapshot, "bucket", days=29),
+        caller="retention: the next figures to delete",
         rate="some an hour",
     ),
     IndexEntry(

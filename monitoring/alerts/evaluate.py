@@ -1,4 +1,4 @@
-"""One pass over all active alerts: two reads, one write of what was measured, and what changed.
+"""One pass over all active alerts: two reads, two writes of what was measured, and what changed.
 
 Any number of workers may run a pass at the same time. Each change is one UPDATE that names the
 standing it was decided on; whoever finds that standing unchanged has won and writes the event.
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, fields
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 
 from monitoring.alerts.events import event_record, server_subject
-from monitoring.alerts.figures import Figures, Reading
-from monitoring.alerts.rules import Change, Rule, Standing, step
+from monitoring.alerts.figures import Extremes, Figures, Reading
+from monitoring.alerts.history import history_keep
+from monitoring.alerts.rules import Change, Standing, step
 from monitoring.models import AlertEventKind, PerformanceAlert
 
-__all__ = ["alerts_evaluate", "rule_of"]
+__all__ = ["alerts_evaluate"]
 
 logger = logging.getLogger("monitoring.alerts")
 
@@ -60,7 +61,7 @@ def alerts_evaluate(*, at: datetime) -> int:
     alerts = _active()
     if not alerts:
         return 0
-    figures = Figures.read({alert.metric_name for alert in alerts})
+    figures = Figures.read()
     failed: DatabaseError | None = None
     readings = {}
     for alert in alerts:
@@ -71,20 +72,10 @@ def alerts_evaluate(*, at: datetime) -> int:
             logger.warning("alert %s could not be written: %s", alert.name, error)
             failed = error
     _remember(alerts, readings, at)
+    history_keep([*figures.extremes(), *_of_servers(alerts, readings)], at=at)
     if failed is not None:
         raise failed
     return len(alerts)
-
-
-def rule_of(alert: PerformanceAlert, *, ceiling: float | None = None) -> Rule:
-    """The alert's condition as the evaluator takes it."""
-    return Rule(
-        operator=alert.comparison_operator,
-        threshold=alert.threshold_value,
-        duration=timedelta(minutes=alert.duration_minutes),
-        cooldown=timedelta(minutes=alert.cooldown_minutes),
-        ceiling=ceiling,
-    )
 
 
 def _active() -> list[PerformanceAlert]:
@@ -94,13 +85,13 @@ def _active() -> list[PerformanceAlert]:
 
 def _reading(figures: Figures, alert: PerformanceAlert) -> Reading:
     server = server_subject(alert.server) if alert.server else None
-    return figures.reading(metric=alert.metric_name, server=server, rule=rule_of(alert))
+    return figures.reading(metric=alert.metric_name, server=server, rule=alert.rule())
 
 
 def _look(alert: PerformanceAlert, reading: Reading, at: datetime) -> None:
     before = Standing(**{field.name: getattr(alert, field.name) for field in fields(Standing)})
     after, changes = step(
-        rule_of(alert, ceiling=reading.ceiling),
+        alert.rule(ceiling=reading.ceiling),
         before,
         value=reading.value,
         last_measured=alert.last_measured,
@@ -139,9 +130,18 @@ def _change(
         logger.info("%s", event.message)
 
 
+def _of_servers(alerts: list[PerformanceAlert], readings: dict[Any, Reading]) -> set[Extremes]:
+    """The figures of servers that rules name; several rules may look at the same one."""
+    return {
+        Extremes(alert.metric_name, server_subject(alert.server), value, value)
+        for alert in alerts
+        if alert.server and (value := readings[alert.pk].value) is not None
+    }
+
+
 def _remember(alerts: list[PerformanceAlert], readings: dict[Any, Reading], at: datetime) -> None:
     measured = [
-        (alert.pk, value, rule_of(alert).holds(value))
+        (alert.pk, value, alert.rule().holds(value))
         for alert in alerts
         if (value := readings[alert.pk].value) is not None
     ]

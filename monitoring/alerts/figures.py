@@ -7,31 +7,36 @@ ones is seen.
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 from django.db import connection
 
 from monitoring.alerts.rules import Rule
 
-__all__ = ["ALL", "Figures", "Reading", "Row"]
+__all__ = [
+    "ALL",
+    "EVERYTHING",
+    "ZERO_WHEN_ABSENT",
+    "Extremes",
+    "Figures",
+    "Reading",
+    "Row",
+    "ceiling_of",
+]
 
 ALL = "all"
+EVERYTHING = ""  # stands for every subject together in the history
 NOTHING = "there is nothing to measure now"
 # Of these the view lists a server only while there is something to count: no row is a zero.
 ZERO_WHEN_ABSENT = frozenset({"open_breakers", "pool_utilisation_percent", "queue_depth"})
 CEILINGS = {"ratio": 1.0, "percent": 100.0}
 MOST_PARTS = 5
 
-_READ = """
-SELECT metric, subject, value, unit
-FROM performance_monitoring
-WHERE metric = ANY(%(metrics)s::text[])
-"""
+_READ = "SELECT metric, subject, value, unit FROM performance_monitoring"
 
 
 class Row(NamedTuple):
@@ -40,6 +45,22 @@ class Row(NamedTuple):
     subject: str
     value: float
     unit: str
+
+
+class Extremes(NamedTuple):
+    """Between which values a metric is, over every subject or of one."""
+
+    metric: str
+    subject: str
+    lowest: float
+    highest: float
+
+
+def ceiling_of(metric: str) -> float | None:
+    """What a metric can be at most, where there is nothing but its name to tell its unit."""
+    if metric.endswith("_percent"):
+        return CEILINGS["percent"]
+    return CEILINGS["ratio"] if metric.endswith(("_ratio", "_rate")) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +80,32 @@ class Reading:
 
 @dataclass(slots=True)
 class _Metric:
-    """The rows of one metric by their subjects; `measured` are those that have a value."""
+    """The values of one metric by their subjects; None where there is nothing to measure."""
 
     unit: str
-    subjects: set[str] = field(default_factory=set)
-    measured: dict[str, Row] = field(default_factory=dict)
+    values: dict[str, float | None] = field(default_factory=dict)
+    _ascending: list[tuple[float, str]] = field(default_factory=list)  # sorted once for all rules
+
+    def along(self, rule: Rule) -> Iterator[Row]:
+        """The rows that have a value, the one furthest along the rule's operator first."""
+        if not self._ascending:
+            measured = self.values.items()
+            self._ascending = sorted((value, name) for name, value in measured if value is not None)
+        if rule.operator == "==":
+            found = iter(sorted(self._ascending, key=lambda row: not rule.holds(row[0])))
+        elif rule.operator in ("<", "<="):
+            found = iter(self._ascending)
+        else:
+            found = reversed(self._ascending)
+        return (Row(subject, value, self.unit) for value, subject in found)
+
+    def row(self, subject: str) -> Row | None:
+        value = self.values.get(subject)
+        return None if value is None else Row(subject, value, self.unit)
 
 
 class Figures:
-    """All rows of some metrics, as they were at one moment."""
+    """All rows of the view, as they were at one moment."""
 
     def __init__(self, rows: Iterable[tuple[str, str | None, float | None, str | None]]) -> None:
         """Rows of (metric, subject, value, unit)."""
@@ -76,16 +114,21 @@ class Figures:
             found = self._metrics.get(metric)
             if found is None:
                 found = self._metrics[metric] = _Metric(unit or "")
-            found.subjects.add(subject or "")
-            if value is not None and math.isfinite(value):
-                found.measured[subject or ""] = Row(subject or "", value, unit or "")
+            is_number = value is not None and math.isfinite(value)
+            found.values[subject or ""] = value if is_number else None
 
     @classmethod
-    def read(cls, metrics: Collection[str]) -> Figures:
-        """The metrics' rows, in one statement."""
+    def read(cls) -> Figures:
+        """The view's rows, in one statement."""
         with connection.cursor() as cursor:
-            cursor.execute(_READ, {"metrics": sorted(metrics)})
+            cursor.execute(_READ)
             return cls(cursor.fetchall())
+
+    def extremes(self) -> Iterator[Extremes]:
+        """Of each metric that is measured, over every subject."""
+        for name, metric in self._metrics.items():
+            if values := [value for value in metric.values.values() if value is not None]:
+                yield Extremes(name, EVERYTHING, min(values), max(values))
 
     def reading(self, *, metric: str, server: str | None, rule: Rule) -> Reading:
         """The value for a rule; `server` is its subject in the view, None: everything."""
@@ -96,9 +139,9 @@ class Figures:
 
 
 def _of_server(found: _Metric, metric: str, server: str) -> Reading:
-    if row := found.measured.get(server):
+    if row := found.row(server):
         return Reading(row.value, row.unit, server)
-    if server in found.subjects:
+    if server in found.values:
         return Reading(None, found.unit, server, NOTHING)
     if metric in ZERO_WHEN_ABSENT:
         return Reading(0.0, found.unit, server)
@@ -106,18 +149,17 @@ def _of_server(found: _Metric, metric: str, server: str) -> Reading:
 
 
 def _furthest(found: _Metric, rule: Rule) -> Reading:
-    if not found.measured:
+    first, whole = next(found.along(rule), None), found.row(ALL)
+    if first is None:
         return Reading(None, found.unit, ALL, NOTHING)
-    worst = min(found.measured.values(), key=partial(_place, rule))
-    beyond = (
-        row for row in found.measured.values() if row.subject != ALL and rule.holds(row.value)
-    )
-    parts = heapq.nsmallest(MOST_PARTS, beyond, key=partial(_place, rule))
+    worst = whole if whole and _as_far(whole, first, rule) else first
+    beyond = takewhile(lambda row: rule.holds(row.value), found.along(rule))
+    parts = islice((row for row in beyond if row.subject != ALL), MOST_PARTS)
     return Reading(worst.value, worst.unit, worst.subject, parts=tuple(parts))
 
 
-def _place(rule: Rule, row: Row) -> tuple[float, bool]:
-    """Smallest for the row that decides; of equal ones that is the whole."""
+def _as_far(whole: Row, first: Row, rule: Rule) -> bool:
+    """Of rows that are equally far the whole decides."""
     if rule.operator == "==":
-        return not rule.holds(row.value), row.subject != ALL
-    return row.value if rule.operator in ("<", "<=") else -row.value, row.subject != ALL
+        return rule.holds(whole.value) == rule.holds(first.value)
+    return whole.value == first.value

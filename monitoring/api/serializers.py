@@ -8,6 +8,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from monitoring.alerts.channels import check_channels
+from monitoring.alerts.history import Preview
 from monitoring.models import (
     CHANNELS_HELP,
     AlertEvent,
@@ -16,6 +17,7 @@ from monitoring.models import (
     MaterializedView,
     PerformanceAlert,
     RequestLogEntry,
+    ScheduledTask,
 )
 from monitoring.retention.tables import RETAINED
 from registry.api.base import OwnServerField
@@ -24,6 +26,7 @@ from registry.api.serializers import refuse_changes
 
 __all__ = [
     "AlertEventSerializer",
+    "AlertPreviewSerializer",
     "AuditLogSerializer",
     "DatabaseSizeSerializer",
     "IndexUsageSerializer",
@@ -35,6 +38,7 @@ __all__ = [
     "RequestSeriesSerializer",
     "RetentionPolicySerializer",
     "RetentionPreviewSerializer",
+    "ScheduledTaskSerializer",
     "SlowStatementSerializer",
     "TenantUsageSerializer",
 ]
@@ -114,6 +118,23 @@ class AlertEventSerializer(serializers.ModelSerializer[AlertEvent]):
         return DeliverySerializer(list(event.deliveries.values()), many=True).data
 
 
+class FiringSerializer(serializers.Serializer[Any]):
+    since = serializers.DateTimeField()
+    until = serializers.DateTimeField(allow_null=True, help_text="Null: it would fire still.")
+    worst = serializers.FloatField(help_text="The value furthest along the operator.")
+
+
+class AlertPreviewSerializer(serializers.Serializer[Any]):
+    known_since = serializers.DateTimeField(
+        allow_null=True, help_text="Null: nothing is remembered of the metric and the server."
+    )
+    count = serializers.SerializerMethodField(help_text="How often it would have fired.")
+    firings = FiringSerializer(many=True)
+
+    def get_count(self, preview: Preview) -> int:
+        return len(preview.firings)
+
+
 class RetentionPolicySerializer(serializers.ModelSerializer[DataRetentionPolicy]):
     table_name = serializers.ChoiceField(choices=sorted(RETAINED))
     conditions = SafeJSONField(
@@ -168,6 +189,22 @@ class MaterializedViewSerializer(serializers.ModelSerializer[MaterializedView]):
             "avg_refresh_time_ms", "row_count", "size_bytes", "last_error", "created_at",
             "updated_at",
         ]  # fmt: skip
+
+
+class ScheduledTaskSerializer(serializers.ModelSerializer[ScheduledTask]):
+    state = serializers.CharField(
+        read_only=True, help_text="running, queued, paused, failed, cut off, ok or not run yet."
+    )
+
+    class Meta:
+        model = ScheduledTask
+        fields = [
+            "id", "name", "description", "schedule", "unit", "state", "is_paused", "next_run",
+            "running_since", "claimed_by", "last_started", "last_finished", "last_duration_ms",
+            "last_outcome", "last_count", "last_error", "runs", "failures", "failures_in_a_row",
+            "created_at", "updated_at",
+        ]  # fmt: skip
+        read_only_fields = sorted(set(fields) - {"is_paused"})
 
 
 class AuditLogSerializer(serializers.ModelSerializer[AuditLogEntry]):

@@ -10,6 +10,7 @@ router.register("alerts", views.PerformanceAlertViewSet, basename="alert")
 router.register("alert-events", views.AlertEventViewSet, basename="alert-event")
 router.register("retention-policies", views.RetentionPolicyViewSet, basename="retention-policy")
 router.register("materialized-views", views.MaterializedViewViewSet, basename="materialized-view")
+router.register("tasks", views.ScheduledTaskViewSet, basename="task")
 router.register("audit-logs", views.AuditLogViewSet, basename="audit-log")
 router.register("request-logs", views.RequestLogViewSet, basename="request-log")
 
@@ -24,5 +25,10 @@ _TABLES = {
 }
 urlpatterns = [
     *router.urls,
+    re_path(
+        "^alerts/prometheus/?$",
+        views.AlertRulesViewSet.as_view({"get": "prometheus"}),
+        name="alerts-prometheus",
+    ),
     *(re_path(f"^{path}/?$", view.as_view(), name=path) for path, view in _TABLES.items()),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -11,14 +12,18 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.decorators import action
 from rest_framework.exceptions import PermissionDenied, ValidationError
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from monitoring import queries, services
+from monitoring.alerts.history import alert_preview
+from monitoring.alerts.prometheus import prometheus_rules
 from monitoring.api.filters import AlertEventFilter, AlertFilter, AuditLogFilter, RequestLogFilter
 from monitoring.api.serializers import (
     AlertEventSerializer,
+    AlertPreviewSerializer,
     AuditLogSerializer,
     DatabaseSizeSerializer,
     IndexUsageSerializer,
@@ -30,6 +35,7 @@ from monitoring.api.serializers import (
     RequestSeriesSerializer,
     RetentionPolicySerializer,
     RetentionPreviewSerializer,
+    ScheduledTaskSerializer,
     SlowStatementSerializer,
     TenantUsageSerializer,
 )
@@ -40,9 +46,11 @@ from monitoring.models import (
     MaterializedView,
     PerformanceAlert,
     RequestLogEntry,
+    ScheduledTask,
 )
 from monitoring.querysets import Window, within
 from monitoring.retention.preview import preview
+from monitoring.schedule import task_run_soon, task_update
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
 from registry.api.callers import actor_of, caller_of
 from registry.api.errors import Conflict
@@ -54,6 +62,7 @@ from registry.models import Tenant
 __all__ = [
     "HOURS",
     "AlertEventViewSet",
+    "AlertRulesViewSet",
     "AuditLogViewSet",
     "DatabaseIndexesView",
     "DatabasePerformanceView",
@@ -63,6 +72,7 @@ __all__ = [
     "RequestLogViewSet",
     "RequestPerformanceView",
     "RetentionPolicyViewSet",
+    "ScheduledTaskViewSet",
     "TableView",
     "TenantUsageView",
 ]
@@ -76,16 +86,30 @@ HOURS = OpenApiParameter(
 )
 
 
-class PerformanceAlertViewSet(
-    Listed, Creatable, Changeable, Removable, ScopedViewSet[PerformanceAlert]
-):
+class YAMLRenderer(JSONRenderer):
+    """Text that is YAML already; an error is an object and goes out as JSON."""
+
+    media_type, format, charset = "application/yaml", "yaml", "utf-8"
+
+    def render(
+        self,
+        data: Any,
+        accepted_media_type: str | None = None,
+        renderer_context: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        if isinstance(data, str):
+            return data.encode()
+        if renderer_context is not None:
+            renderer_context["response"]["Content-Type"] = "application/json"
+        return super().render(data, "application/json", renderer_context)
+
+
+class Alerts(ScopedViewSet[PerformanceAlert]):
     """Alerts on the caller's own servers; those on all servers are the operators'."""
 
     queryset = PerformanceAlert.objects.none()
-    serializer_class = PerformanceAlertSerializer
-    filterset_class = AlertFilter
     of_gateway = True
-    read_scope, write_scope = "metrics", "write"
+    read_scope = "metrics"
     tenant_field = "server__tenant_id"
     server_field = "server"
 
@@ -95,6 +119,14 @@ class PerformanceAlertViewSet(
     def of_tenant(self, rows: QuerySet[PerformanceAlert]) -> QuerySet[PerformanceAlert]:
         own = super().of_tenant(rows)
         return own | rows.filter(server=None) if self.caller.runs_gateway else own
+
+
+class PerformanceAlertViewSet(Listed, Creatable, Changeable, Removable, Alerts):
+    """Rules over the metrics, and whether they fire."""
+
+    serializer_class = PerformanceAlertSerializer
+    filterset_class = AlertFilter
+    write_scope = "write"
 
     def made(self, values: dict[str, Any]) -> PerformanceAlert:
         server = values.get("server")
@@ -124,6 +156,36 @@ class PerformanceAlertViewSet(
         if not done:
             raise Conflict("The alert does not fire, or it is acknowledged already.")
         return self.answer(alert)
+
+    @extend_schema(
+        operation_id="alerts_preview",
+        summary="When it would have fired in the last week",
+        description="The rule as it is now, held against what is remembered of its metric: of each"
+        " five minutes the value furthest along the operator.",
+        responses=AlertPreviewSerializer,
+    )
+    @action(detail=True, methods=["get"])
+    def preview(self, request: Request, pk: str) -> Response:
+        alert = self.rows().select_related("server__tenant").get(pk=self.get_object().pk)
+        return Response(AlertPreviewSerializer(alert_preview(alert, at=now())).data)
+
+
+class AlertRulesViewSet(Alerts):
+    """The rules for those who evaluate elsewhere."""
+
+    renderer_classes = [YAMLRenderer]
+    pagination_class = None
+
+    @extend_schema(
+        operation_id="alerts_prometheus",
+        summary="The active alerts as a rule file of Prometheus",
+        description="Over the metrics that /metrics gives: mcp_gateway_<metric>{subject=…}.",
+        responses={(200, "application/yaml"): OpenApiTypes.STR},
+    )
+    def prometheus(self, request: Request) -> Response:
+        refuse_unknown(request, known=frozenset())
+        alerts = self.filter_queryset(self.get_queryset()).filter(is_active=True)
+        return Response(prometheus_rules(alerts.select_related("server__tenant").order_by("name")))
 
 
 class AlertEventViewSet(Listed, ScopedViewSet[AlertEvent]):
@@ -202,6 +264,35 @@ class MaterializedViewViewSet(Listed, Changeable, ScopedViewSet[MaterializedView
         view = self.get_object()
         services.materialized_view_refresh(actor=actor_of(request), view=view)
         return self.answer(view, status=202)
+
+
+class ScheduledTaskViewSet(Listed, Changeable, ScopedViewSet[ScheduledTask]):
+    """The worker's periodic tasks: when each is due, and how its last run went."""
+
+    queryset = ScheduledTask.objects.none()
+    serializer_class = ScheduledTaskSerializer
+    read_scope, write_scope = "metrics", "admin"
+    operators_only = True
+
+    def rows(self) -> QuerySet[ScheduledTask]:
+        return ScheduledTask.objects.all()
+
+    def changed(self, row: ScheduledTask, values: dict[str, Any]) -> None:
+        task_update(actor=actor_of(self.request), task=row, **values)
+
+    @extend_schema(
+        operation_id="tasks_run",
+        summary="Run it soon, whatever its schedule",
+        request=None,
+        description="A worker does it, after a run that goes on; 409 when the task is paused.",
+        responses={202: ScheduledTaskSerializer},
+    )
+    @action(detail=True, methods=["post"])
+    def run(self, request: Request, pk: str) -> Response:
+        task = self.get_object()
+        if not task_run_soon(actor=actor_of(request), task=task, at=now()):
+            raise Conflict("The task is paused. Resume it, or run it with run_maintenance --task.")
+        return self.answer(task, status=202)
 
 
 class LogViewSet(Listed, ScopedViewSet[Any]):

@@ -20,6 +20,7 @@ RETAINED = {
     "sessions": "expires_at",
     "database_size_snapshots": "taken_on",
     "statement_snapshots": "taken_at",
+    "metric_snapshots": "bucket",
     "optimize_runs": "started_at",
 }
 

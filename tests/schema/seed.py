@@ -11,6 +11,7 @@ from monitoring.models import (
     AlertEvent,
     AuditLog,
     DatabaseSizeSnapshot,
+    MetricSnapshot,
     OptimizeRun,
     PerformanceAlert,
     RequestLog,
@@ -222,6 +223,13 @@ def _seed_logs() -> None:
         query_id="i",
         # Nearly all of them were called just now.
         taken_at="CASE WHEN i % 50 > 0 THEN now() ELSE now() - i * interval '3 min' END",
+    )
+    rows(
+        MetricSnapshot,
+        60_000,
+        metric="'metric_' || i % 7",
+        subject="''",
+        bucket="date_trunc('hour', now()) - i / 7 * interval '5 minutes'",
     )
     rows(OptimizeRun, 3000, started_at="now() - i * interval '4 hours'", outcome="'done'")
 

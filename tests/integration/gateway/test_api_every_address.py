@@ -32,6 +32,7 @@ from tests.factories import (
     MCPServerFactory,
     PerformanceAlertFactory,
     RequestLogFactory,
+    ScheduledTaskFactory,
     ServerAccessControlFactory,
     ServerToolFactory,
     TenantFactory,
@@ -44,9 +45,9 @@ LISTS = list_paths()
 SINGLE = [
     "servers/discover",
     "summaries/server-health", "summaries/request-performance", "summaries/tenant-usage",
-    "database/size", "database/indexes", "database/performance",
+    "database/size", "database/indexes", "database/performance", "alerts/prometheus",
 ]  # fmt: skip
-OPERATORS = {"retention-policies", "materialized-views"}
+OPERATORS = {"retention-policies", "materialized-views", "tasks"}
 
 
 def _per_server(model: type[models.Model]) -> Callable[[MCPServer], models.Model]:
@@ -69,6 +70,7 @@ MAKE: dict[str, Callable[[MCPServer], models.Model]] = {
     "alert-events": lambda server: AlertEventFactory(alert__server=server),
     "retention-policies": lambda server: DataRetentionPolicyFactory(),
     "materialized-views": lambda server: MaterializedView.objects.create(name=server.slug),
+    "tasks": lambda server: ScheduledTaskFactory(),
     "audit-logs": lambda server: AuditLogFactory(tenant_id=server.tenant_id),
     "request-logs": lambda server: RequestLogFactory(tenant_id=server.tenant_id),
 }
