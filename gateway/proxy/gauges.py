@@ -23,10 +23,14 @@ class Gauges:
 
     def __init__(self) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
+        self._lost = 0
+        self._last_loss: datetime | None = None
 
     async def write(self, pool: Pool, upstreams: list[Upstream], backlog: Backlog) -> None:
         """Bring this process's rows up to date and remove those of processes that are gone."""
         rows = json.dumps([self._row(upstream) for upstream in upstreams])
+        if backlog.lost > self._lost:
+            self._lost, self._last_loss = backlog.lost, datetime.now(UTC)
         parameters = {
             "rows": rows,
             "name": self.name,
@@ -35,6 +39,7 @@ class Gauges:
             "log_rows_waiting": backlog.waiting,
             "log_rows_spooled": backlog.spooled,
             "log_rows_lost": backlog.lost,
+            "last_loss": self._last_loss,
         }
         async with pool.connection() as connection:
             await connection.execute(_WRITE, parameters)
@@ -100,13 +105,11 @@ own AS (
     INSERT INTO gateway_processes AS p (
         id, name, log_rows_waiting, log_rows_spooled, log_rows_lost, last_loss)
     VALUES (%(process_id)s, %(name)s, %(log_rows_waiting)s, %(log_rows_spooled)s,
-            %(log_rows_lost)s, CASE WHEN %(log_rows_lost)s > 0 THEN now() END)
+            %(log_rows_lost)s, %(last_loss)s)
     ON CONFLICT (name) DO UPDATE SET
         log_rows_waiting = excluded.log_rows_waiting,
         log_rows_spooled = excluded.log_rows_spooled, log_rows_lost = excluded.log_rows_lost,
-        last_loss = CASE WHEN excluded.log_rows_lost > p.log_rows_lost
-                         THEN now() ELSE p.last_loss END,
-        updated_at = now()),
+        last_loss = excluded.last_loss, updated_at = now()),
 g AS (
     SELECT u.* FROM jsonb_to_recordset(%(rows)s::jsonb) AS u(
         pool_id uuid, queue_id uuid, server_id uuid, transport_type text, max_size int,

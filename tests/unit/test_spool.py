@@ -72,3 +72,21 @@ def test_what_is_sealed_is_forced_to_the_disk_by_whoever_syncs_next(opened, monk
     assert forced == [(inode, "worker")]
     opened.sync("audit")
     assert len(forced) == 1
+
+
+def test_rows_are_counted_and_whoever_inherits_them_counts_them_again(tmp_path):
+    one, two = Spool(tmp_path, max_bytes=10**9), Spool(tmp_path, max_bytes=10**9)
+    one.open()
+    for purpose in ("audit", "away", "away"):
+        one.append(purpose, batch())
+    assert (one.rows(), one.rows(but=["audit"])) == (3, 2)
+    one.seal("audit")
+    assert one.rows(but=["audit"]) == 3, "what is sealed waits to be loaded"
+    one.close()
+    two.open()
+    two.inherit()
+    assert two.rows() == 3
+    two.rest(two.pending[0])
+    two.remove(two.pending[0])
+    assert 0 < two.rows() < 3
+    two.close()

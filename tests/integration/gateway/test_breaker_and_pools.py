@@ -11,7 +11,7 @@ import pytest
 from django.db import connection
 from django.utils.timezone import now
 
-from gateway.models import CircuitBreaker, ConnectionPool, RequestQueue
+from gateway.models import CircuitBreaker, ConnectionPool, GatewayProcess, RequestQueue
 from gateway.services import GAUGE_LIFETIME, gauges_of_gone_processes_remove
 from tests.factories import MCPServerFactory
 from tests.integration.gateway.conftest import CALL, Scene, running_gateway, wait_until
@@ -160,10 +160,13 @@ def test_gauges_are_fresh_and_go_with_their_process(scene: Scene):
         held = threads.submit(other.call)
         found = wait_until(lambda: pools.filter(active_connections=1).first())
         assert now() - found.updated_at < timedelta(seconds=5)
+        process = GatewayProcess.objects.get(name=found.pool_name)
+        assert (process.log_rows_spooled, process.log_rows_lost, process.last_loss) == (0, 0, None)
         release.set()
         held.result()
         wait_until(lambda: pools.filter(active_connections=0, idle_connections=1).exists())
     assert not pools.exists()
+    assert not GatewayProcess.objects.filter(name=process.name).exists()
 
 
 def test_gauges_of_dead_processes_disappear(db):
@@ -171,10 +174,11 @@ def test_gauges_of_dead_processes_disappear(db):
     for age in (GAUGE_LIFETIME * 2, timedelta(0)):
         pool = ConnectionPool.objects.create(server=server, pool_name=f"p{age}")
         queue = RequestQueue.objects.create(server=server, queue_name=f"p{age}")
-        for row in (pool, queue):
+        process = GatewayProcess.objects.create(name=f"p{age}")
+        for row in (pool, queue, process):
             type(row).objects.filter(id=row.id).update(updated_at=now() - age)
     ConnectionPool.objects.filter(pool_name="").update(updated_at=now() - timedelta(days=9))
-    assert gauges_of_gone_processes_remove(at=now()) == 2
+    assert gauges_of_gone_processes_remove(at=now()) == 3
     assert ConnectionPool.objects.filter(server=server).count() == 2  # settings and the young
 
 

@@ -21,6 +21,7 @@ from gateway.proxy.route import Route, find_route
 from gateway.proxy.upstream import Upstream
 from gateway.proxy.usage import Usage
 from gateway.services import breaker_record_failure, breaker_record_success
+from monitoring.logwriter import Backlog
 from registry import health
 from registry.db.embedded import DATABASE, Cluster
 from registry.db.pool import Pool, async_pool
@@ -159,8 +160,10 @@ def routes() -> list[Route]:
     return [route for route in found if route is not None]
 
 
-@pytest.mark.parametrize("table", ["connection_pools", "request_queues"])
-def test_gauges_stay_on_their_page(table: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "count"), [("connection_pools", 20), ("request_queues", 20), ("gateway_processes", 1)]
+)
+def test_gauges_stay_on_their_page(table: str, count: int) -> None:
     MCPServerFactory.create_batch(20)
     found = routes()
 
@@ -169,12 +172,12 @@ def test_gauges_stay_on_their_page(table: str) -> None:
         for number in range(ROUNDS):
             for upstream in upstreams:
                 upstream.created = upstream.gate.processed = number
-            await gauges.write(pool, upstreams)
+            await gauges.write(pool, upstreams, Backlog(number, 0, 0))
         for upstream in upstreams:
             await upstream.close()
 
     share, updates = hot_share(table, lambda: with_pool(write))
-    assert updates == (ROUNDS - 1) * 20
+    assert updates == (ROUNDS - 1) * count
     assert share >= HOT_SHARE
 
 
@@ -252,8 +255,8 @@ def test_counting_tells_nobody_and_deciding_tells_once() -> None:
         await usage.flush(pool)
         await usage.flush_tools(pool)
         gauges = Gauges()
-        await gauges.write(pool, [upstream])
-        await gauges.write(pool, [upstream])
+        await gauges.write(pool, [upstream], Backlog(0, 0, 0))
+        await gauges.write(pool, [upstream], Backlog(0, 0, 0))
         await gauges.remove(pool)
         await upstream.close()
 

@@ -20,7 +20,16 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 from django.utils.timezone import now
 
-from monitoring.logwriter import AuditRow, Denial, LogWriter, MetricRow, RequestRow, store, writer
+from monitoring.logwriter import (
+    AuditRow,
+    Backlog,
+    Denial,
+    LogWriter,
+    MetricRow,
+    RequestRow,
+    store,
+    writer,
+)
 from monitoring.logwriter.rows import Batch, fields_of
 from monitoring.logwriter.spool import Spool
 from monitoring.models import AuditLog, RequestLog
@@ -281,6 +290,7 @@ def test_rows_that_wait_for_a_partition_stay_in_one_file_and_rest_longer_each_ti
             tries.append(0)
             await log._end_minute()
             await log._round()
+        assert log.backlog.spooled == 4
         assert len({path.stat().st_ino for path in spooled(tmp_path)}) == 1
 
     log = written(work, tmp_path)
@@ -368,9 +378,11 @@ def test_rows_of_an_outage_are_loaded_afterwards_once_each(tmp_path, proxy):
         await put(*notes[5:])(log)
         assert not log.status.available
         assert log.status.waiting == 0
+        assert log.backlog == Backlog(waiting=0, spooled=200, lost=0)
         assert {stat.S_IMODE(path.stat().st_mode) for path in spooled(tmp_path)} == {0o600}
         proxy.mend()
         await until(lambda: log.status.spooled_bytes == 0)
+        assert log.backlog.spooled == 0
 
     log = written(work, tmp_path, pool_through(proxy))
     assert ids(RequestLog) == sorted_ids(rows)
@@ -419,7 +431,7 @@ def test_past_the_bound_request_rows_are_counted_and_audit_rows_kept(tmp_path, p
             await put(*rows[at : at + 10], *notes[at // 2 : at // 2 + 5])(log)
             await log._round()
         assert log.dropped > 0
-        assert log.status.dropped == log.dropped
+        assert log.status.dropped == log.backlog.lost == log.dropped
         proxy.mend()
         await until(lambda: log.status.spooled_bytes == 0)
 
