@@ -79,13 +79,13 @@ ALERTS = (
     ),
     PerformanceAlert(
         name="Many failing calls",
-        description="More than one in twenty calls of the last five minutes failed.",
+        description="More than one in twenty calls of the last minutes failed.",
         metric_name="error_rate",
         threshold_value=0.05,
     ),
     PerformanceAlert(
         name="Slow calls",
-        description="One in twenty calls of the last five minutes took longer than five seconds.",
+        description="One in twenty calls of the last minutes took longer than five seconds.",
         metric_name="p95_duration_ms",
         threshold_value=5000,
     ),

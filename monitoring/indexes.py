@@ -134,9 +134,9 @@ CATALOGUE = [
         query=lambda: RequestLog.objects.filter(
             request_time__gte=now() - timedelta(minutes=5), request_time__lt=now()
         ),
-        caller="the raw rows of all tenants over a few minutes: performance_monitoring, the edges "
-        "of get_request_performance_summary",
-        rate="each look at the figures",
+        caller="the raw rows of all tenants over a few minutes: the edges of "
+        "get_request_performance_summary",
+        rate="each summary of all tenants",
     ),
     IndexEntry(
         index="idx_request_rollup_deltas_tenant",

@@ -3,17 +3,50 @@
 -- Subject 'all' is the whole gateway, or the worst of its parts where a sum would mean nothing;
 -- single servers, tables and statements follow where they stand out. Nothing here needs rights
 -- beyond SELECT on this view: what a role may not see of other sessions is NULL.
--- Catalogue, statistics and gauges only: of the logs five minutes, by their index on time.
+-- Catalogue, statistics, rollups and gauges only: no log is read.
 DROP VIEW performance_monitoring;
 CREATE VIEW performance_monitoring AS
-WITH recent AS (
+-- The calls since the five minutes before these began, from the rollups: as many calls as there may
+-- be and however many partitions, it costs the same.
+WITH since AS MATERIALIZED (
+    SELECT date_bin(
+        '5 minutes', statement_timestamp() - interval '5 minutes', '2000-01-01 00:00:00+00'
+    ) AS bucket
+),
+calls AS MATERIALIZED (
+    SELECT r.requests, r.errors, r.max_ms, r.bins, r.counts
+    FROM since s
+    JOIN request_rollups r ON r.bucket >= s.bucket AND r.bucket <= statement_timestamp()
+    WHERE r.tenant_id = '00000000-0000-0000-0000-000000000000' AND r.minutes = 5
+    UNION ALL
+    SELECT d.requests, d.errors, d.max_ms, d.bins, d.counts
+    FROM since s
+    JOIN request_rollup_deltas d ON d.bucket >= s.bucket AND d.bucket <= statement_timestamp()
+    WHERE d.tenant_id = '00000000-0000-0000-0000-000000000000'
+),
+ladder AS MATERIALIZED (
+    SELECT h.bin, sum(sum(h.requests)) OVER (ORDER BY h.bin) AS up_to
+    FROM calls c
+    CROSS JOIN LATERAL unnest(c.bins, c.counts) AS h (bin, requests)
+    GROUP BY h.bin
+),
+recent AS (
     SELECT
-        count(*) AS requests,
-        count(*) FILTER (WHERE r.status_code >= 400) AS failed,
-        percentile_cont(0.95) WITHIN GROUP (ORDER BY r.duration_ms) AS p95
-    FROM request_logs r
-    WHERE r.request_time >= statement_timestamp() - interval '5 minutes'
-      AND r.request_time < statement_timestamp()
+        t.requests,
+        t.failed,
+        extract(epoch FROM statement_timestamp() - s.bucket) / 60 AS minutes,
+        (
+            SELECT least(t.max_ms, request_bin_ms(min(l.bin)))
+            FROM ladder l
+            WHERE l.up_to > ceil(0.95 * (t.requests - 1))
+        ) AS p95
+    FROM since s
+    CROSS JOIN (
+        SELECT
+            coalesce(sum(c.requests), 0) AS requests, coalesce(sum(c.errors), 0) AS failed,
+            max(c.max_ms) AS max_ms
+        FROM calls c
+    ) t
 ),
 servers AS (
     SELECT m.id, coalesce(t.slug || '/', '') || m.slug AS subject
@@ -58,7 +91,8 @@ tables AS (
             WHERE x.indrelid = c.oid
         ), 0)) AS by_index
     FROM pg_class c
-    JOIN pg_class t ON t.oid = coalesce(pg_partition_root(c.oid)::oid, c.oid)
+    LEFT JOIN pg_inherits parent ON parent.inhrelid = c.oid
+    JOIN pg_class t ON t.oid = coalesce(parent.inhparent, c.oid)
     WHERE c.relkind IN ('r', 'p', 'm')
       AND c.relnamespace = (
           SELECT own.relnamespace FROM pg_class own WHERE own.oid = 'circuit_breakers'::regclass
@@ -108,23 +142,28 @@ logs AS (
           SELECT own.relnamespace FROM pg_class own WHERE own.oid = 'circuit_breakers'::regclass
       )
 ),
-spans AS MATERIALIZED (
-    SELECT
-        l.table_name,
-        coalesce(ends.found[1]::timestamptz, '-infinity') AS since,
-        least(
-            coalesce(ends.found[2]::timestamptz, 'infinity'),
-            statement_timestamp() + interval '1000 days'
-        ) AS until
+-- MATERIALIZED, so that each bound is printed once; and no regular expressions: there may be a
+-- thousand partitions.
+bounds AS MATERIALIZED (
+    SELECT l.table_name, pg_get_expr(leaf.relpartbound, leaf.oid) AS text
     FROM logs l
     JOIN pg_inherits i ON i.inhparent = l.oid AND NOT i.inhdetachpending
     JOIN pg_class leaf ON leaf.oid = i.inhrelid
-    CROSS JOIN LATERAL (
-        SELECT regexp_match(
-            pg_get_expr(leaf.relpartbound, leaf.oid),
-            'FROM \((?:''([^'']+)''|MINVALUE)\) TO \((?:''([^'']+)''|MAXVALUE)\)'
-        ) AS found
-    ) ends
+),
+-- FOR VALUES FROM ('…') TO ('…'), or without quotes MINVALUE and MAXVALUE.
+spans AS MATERIALIZED (
+    SELECT
+        b.table_name,
+        coalesce(
+            nullif(split_part(split_part(b.text, ' TO (', 1), '''', 2), '')::timestamptz,
+            '-infinity'
+        ) AS since,
+        least(
+            nullif(split_part(split_part(b.text, ' TO (', 2), '''', 2), '')::timestamptz,
+            statement_timestamp() + interval '1000 days'
+        ) AS until
+    FROM bounds b
+    WHERE b.text <> 'DEFAULT'
 ),
 -- How long each log has a partition for what comes, without a gap; 0: not even for now.
 ahead AS (
@@ -177,7 +216,7 @@ processes AS (
     WHERE p.updated_at > statement_timestamp() - interval '1 minute'
 ),
 figures (place, metric, subject, value, unit, threshold, critical, low_is_bad, measured_at) AS (
-    SELECT 1, 'requests_per_minute', 'all', requests / 5.0, 'requests/min', NULL::numeric,
+    SELECT 1, 'requests_per_minute', 'all', requests / minutes, 'requests/min', NULL::numeric,
            NULL::numeric, false, statement_timestamp()
     FROM recent
     UNION ALL
@@ -359,7 +398,7 @@ COMMENT ON COLUMN performance_monitoring.subject IS
     'all, or a server (tenant/slug, shared ones slug), a table or index, a statement''s query id, a database, a standby, a periodic task, a gateway process.';
 COMMENT ON COLUMN performance_monitoring.value IS 'In the given unit; NULL: nothing to measure.';
 COMMENT ON COLUMN performance_monitoring.unit IS
-    'Ratios are 0 to 1, percentages 0 to 100; requests are those of the last 5 minutes, lost log rows those of processes that lost some in the last hour.';
+    'Ratios are 0 to 1, percentages 0 to 100; requests are those of the last 5 to 10 minutes (since the beginning of the 5 minutes before), percentiles within 2 %, lost log rows those of processes that lost some in the last hour.';
 COMMENT ON COLUMN performance_monitoring.threshold IS
     'Where the status leaves ok: above it, for ratios of hits, index usage and days of partitions below it; NULL: a figure without a limit.';
 COMMENT ON COLUMN performance_monitoring.status IS 'ok, warning or critical.';
