@@ -35,7 +35,10 @@ What can be lost: request and metric rows of the last second when the gateway it
 (-9), and those past GATEWAY_SPOOL_MAX_BYTES, which are counted, logged, and told in an audit row,
 as are those that come when their time's partition is long gone (audit rows of then are kept aside);
 audit rows of the last moments when the machine loses power, as a file is forced to the disk only
-when it is closed with rows that PostgreSQL does not have.
+when it is closed with rows that PostgreSQL does not have. Audit rows that no file takes (a full
+disk, a folder that was removed) stay in memory and go to PostgreSQL from there, so these are lost
+if the gateway ends before either of the two takes them. While they wait the denials' minute goes
+on and their counts grow instead of their number.
 """
 
 from monitoring.logwriter.denials import Denial

@@ -3,7 +3,8 @@
 A caller's first denial for a reason is a row at once. What it repeats is one row a minute with
 a count, and so on until a minute passes without. That row's first version, with the count 1, is
 journalled at the first repetition, so that a kill loses at most the running minute's count;
-its last version, with the same id, replaces it when the minute is over.
+its last version, with the same id, replaces it when the minute is over. A minute lasts until the
+writer closes it, which waits while its audit rows cannot leave memory.
 
 Callers beyond `MAX_SLOTS` in a minute share one row: addresses are cheap, memory is not.
 """

@@ -8,6 +8,9 @@
 A process is a random token, never used again. Whose lock is free has ended, however it ended:
 the next process renames its segments to names of its own. All of this is blocking file work; but
 for `append` of a few hundred bytes it belongs into a thread.
+
+Who removes or moves the folder takes nothing of a running process's open segments: they are made
+again from their descriptors, in a folder that is made again.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import threading
 import zlib
 from collections import deque
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -54,11 +59,12 @@ class Damage:
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """One file of records."""
+    """One file of records; `descriptor` where that is all there is left of it."""
 
     path: Path
     size: int = 0
     rows: int = 0
+    descriptor: int | None = None
     pause: int = 0  # how many calls of `resume` it rests, and
     rest: int = 0  # how many are left
 
@@ -102,6 +108,7 @@ class Spool:
         self._token = uuid7().hex
         self._numbers = count(1)
         self._open: dict[str, tuple[Segment, int]] = {}  # by purpose: segment and descriptor
+        self._at_home = threading.Lock()
         self._unsynced: set[Segment] = set()  # sealed, perhaps not on the disk itself
 
     # ------------------------------------------------------------ coming and going
@@ -113,20 +120,42 @@ class Spool:
             self._alive = open_lock(self._lock_of(self._token))
             lock_alone(self._alive)
 
+    def _come_home(self) -> None:
+        """Make the folder and this process's lock again if somebody took them away.
+
+        Without the lock others would take this process's segments for left ones.
+        """
+        with self._at_home:
+            if _is_at(self._lock_of(self._token), self._alive.fileno()):
+                return
+            before = self._alive
+            self.open()
+            before.close()
+            logger.error("spool: %s was removed while in use, and has been made again", self.folder)
+
     def close(self) -> int:
         """Leave; returns how many segments stay for the next process. `inherit` takes them."""
         for purpose in list(self._open):
             self.seal(purpose)
         self._sync_sealed()
-        left = len(self.pending) + len(self._resting)
-        with locked(self._gate):
+        left = [*self.pending, *self._resting]
+        homeless = sum(segment.size for segment in left if segment.descriptor is not None)
+        if homeless:
+            logger.error(
+                "spool: log rows of %d bytes are lost: their files were removed, and %s cannot "
+                "be made again",
+                homeless,
+                self.folder,
+            )
+        with suppress(OSError), locked(self._gate):
             if not left:
                 self._lock_of(self._token).unlink(missing_ok=True)
-            self._alive.close()
-        return left
+        self._alive.close()
+        return len(left)
 
     def inherit(self) -> int:
         """Take over the segments of processes that have ended; returns how many."""
+        self._come_home()
         before = len(self.pending)
         with locked(self._gate):
             for token in sorted(self._tokens() - {self._token}):
@@ -163,10 +192,17 @@ class Spool:
     def append(self, purpose: str, batch: Batch) -> None:
         """Add a batch's rows to the open segment of a purpose; after that kill -9 cannot hurt."""
         segment, descriptor = self._segment(purpose)
-        for at in range(0, len(batch.lines), RECORD_LINES):
-            record = frame(_packed(batch, batch.lines[at : at + RECORD_LINES]))
-            segment.size += len(record)
-            _write_all(descriptor, record)
+        size = segment.size
+        try:
+            for at in range(0, len(batch.lines), RECORD_LINES):
+                record = frame(_packed(batch, batch.lines[at : at + RECORD_LINES]))
+                _write_all(descriptor, record)
+                size += len(record)
+        except OSError:
+            with suppress(OSError):  # half a record would count as damage
+                os.ftruncate(descriptor, segment.size)
+            raise
+        segment.size = size
         segment.rows += len(batch.lines)
         if segment.size >= SEGMENT_BYTES:
             self.seal(purpose)
@@ -195,16 +231,25 @@ class Spool:
             self._unsynced.discard(segment)
 
     def seal(self, purpose: str) -> None:
-        """Close a purpose's segment, if it has one, and count it among the pending."""
+        """Close a purpose's segment, if it has one, and count it among the pending.
+
+        Stays open what is nowhere but behind its descriptor.
+        """
         segment, descriptor = self._open.pop(purpose, (None, -1))
         if segment is None:
             return
+        try:
+            descriptor = self._in_place(segment, descriptor)
+        except OSError:
+            segment.descriptor = descriptor
         self._unsynced.add(segment)
         self.pending.append(segment)
-        os.close(descriptor)
+        if segment.descriptor is None:
+            os.close(descriptor)
 
     def set_aside(self, batch: Batch) -> Path:
         """Keep rows that nobody will try again; returns where."""
+        self._come_home()
         path = self._new_path("refused")
         descriptor = _create(path)
         try:
@@ -228,17 +273,39 @@ class Spool:
         return sum(segment.rows for segment in waiting)
 
     def _segment(self, purpose: str) -> tuple[Segment, int]:
-        if purpose not in self._open:
-            path = self._new_path()
-            self._open[purpose] = Segment(path), _create(path)
-        return self._open[purpose]
+        self._come_home()
+        if purpose in self._open:
+            segment, descriptor = self._open[purpose]
+            descriptor = self._in_place(segment, descriptor)
+        else:
+            segment = Segment(self._new_path())
+            descriptor = _create(segment.path)
+        self._open[purpose] = segment, descriptor
+        return segment, descriptor
+
+    def _in_place(self, segment: Segment, descriptor: int) -> int:
+        """The descriptor of an open segment whose file is where it belongs, if need be anew."""
+        if _is_at(segment.path, descriptor):
+            return descriptor
+        self._come_home()
+        path = self._new_path()
+        anew = _create(path)
+        try:
+            _write_all(anew, os.pread(descriptor, segment.size, 0))
+        except OSError:
+            os.close(anew)
+            path.unlink()
+            raise
+        segment.path = path
+        os.close(descriptor)
+        return anew
 
     # ------------------------------------------------------------ reading
 
     def read(self, segment: Segment) -> list[Batch]:
         """A segment's rows in batches. Of two versions of a row, by its id, the later counts."""
         found: dict[tuple[str, tuple[str, ...]], dict[bytes, bytes]] = {}
-        for record in records(segment.path.read_bytes()):
+        for record in records(_contents(segment)):
             if isinstance(record, Damage):
                 _tell_damage(segment, record)
                 continue
@@ -268,7 +335,10 @@ class Spool:
 
     def remove(self, segment: Segment) -> None:
         """Forget a pending segment: its rows are in their tables, or in another segment."""
-        segment.path.unlink(missing_ok=True)
+        if segment.descriptor is None:
+            segment.path.unlink(missing_ok=True)
+        else:
+            os.close(segment.descriptor)
         self._unsynced.discard(segment)
         self.pending.remove(segment)
 
@@ -313,8 +383,22 @@ def _tell_damage(segment: Segment, damage: Damage) -> None:
     )
 
 
+def _contents(segment: Segment) -> bytes:
+    if segment.descriptor is None:
+        return segment.path.read_bytes()
+    return os.pread(segment.descriptor, segment.size, 0)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at its path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
 def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
@@ -326,7 +410,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _force(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:  # loaded and removed meanwhile
+    except (FileNotFoundError, NotADirectoryError):  # loaded and removed meanwhile
         return
     try:
         os.fsync(descriptor)

@@ -107,6 +107,7 @@ class LogWriter:
         self._sums = ServerSums()
         self._waiting: deque[RequestRow | MetricRow] = deque()
         self._audits: deque[AuditRow] = deque()  # those no file took: never dropped
+        self._unheld: list[Batch] = []  # last versions of held rows that no file took
         self._batches: deque[Batch] = deque()  # made into lines, not yet written
         self._set_back: deque[Batch] = deque()  # of these, for the next minute
         self._files = ThreadPoolExecutor(1, "spool")  # one thread: file work keeps its order
@@ -118,7 +119,7 @@ class LogWriter:
         self._away_until = 0.0
         self._minute_began = time.monotonic()
         self._dropped_told = 0
-        self._later_told = -MINUTE
+        self._later_told = self._unfiled_told = -MINUTE
         self.written = self.spooled = self.dropped = self.refused = 0
 
     @property
@@ -144,7 +145,7 @@ class LogWriter:
         )
 
     def _in_memory(self) -> int:
-        batches = (*self._batches, *self._set_back)
+        batches = (*self._batches, *self._set_back, *self._unheld)
         return len(self._audits) + len(self._waiting) + _count(batches)
 
     # ------------------------------------------------------------ what callers leave
@@ -162,29 +163,29 @@ class LogWriter:
             self._relief = asyncio.create_task(self._relieve(), name="log-writer-relief")
 
     def journal(self, row: AuditRow) -> None:
-        """Take an audit row: it outlives this process from here on."""
-        self._to_file(AUDIT, row)
+        """Take an audit row: it outlives this process from here on, if any file takes it."""
+        if not self._file(AUDIT, row):
+            self._audits.append(row)
 
     def deny(self, denial: Denial, *, at: datetime) -> None:
         """Take a refused call; repetitions become one row a minute."""
         self._denials.note(denial, at=at)
 
     def _hold(self, row: AuditRow) -> None:
-        self._to_file(HELD, row)
+        """Take the first version of a row; the last one is in memory, and comes in any case."""
+        self._file(HELD, row)
 
-    def _to_file(self, purpose: str, row: AuditRow) -> None:
+    def _file(self, purpose: str, *rows: AuditRow) -> bool:
         """One write of some hundred bytes into the page cache: too short for a thread."""
+        return self._append(purpose, Batch.of(AUDIT_LOGS, [row.line() for row in rows]))
+
+    def _append(self, purpose: str, batch: Batch) -> bool:
         try:
-            self._spool.append(purpose, Batch.of(row.table, [row.line()]))
+            self._spool.append(purpose, batch)
         except OSError as error:
-            logger.error(  # noqa: TRY400  (one line)
-                "audit row %s cannot be journalled and waits in memory: %s. "
-                "Make room in GATEWAY_SPOOL_DIR.",
-                row.id,
-                error,
-            )
-            if purpose == AUDIT:  # a held row is in memory anyway, and comes again
-                self._audits.append(row)
+            self._tell_unfiled(error)
+            return False
+        return True
 
     # ------------------------------------------------------------ life
 
@@ -223,7 +224,7 @@ class LogWriter:
                 self._spool.folder,
                 left,
             )
-        lost = self.dropped + _count(self._batches)
+        lost = self.dropped + _count((*self._batches, *self._unheld))
         if lost:
             logger.error("log rows lost since the start: %d", lost)
 
@@ -248,9 +249,11 @@ class LogWriter:
 
     async def _round(self, *, stopping: bool = False) -> None:
         """Everything that waits, to PostgreSQL if it is there, else to the spool."""
+        # While audit rows cannot leave memory the denials' minute goes on, so there are never many.
+        is_stuck = self._has_audits_left()
         await self._make_lines()
         if stopping or time.monotonic() - self._minute_began >= MINUTE:
-            await self._end_minute()
+            await self._end_minute(close_denials=stopping or not is_stuck)
         if self._is_away() and not stopping:
             await self._keep_batches()
             return
@@ -293,6 +296,9 @@ class LogWriter:
 
     async def _write_all(self, *, stopping: bool) -> None:
         """New rows, then some of what waits in files; all of it when this is the last round."""
+        # Before the files: a held row's first version, if it is there, must not come first.
+        unheld = self._unheld
+        self._unheld = [piece for batch in unheld for piece in await self._write(batch)]
         while self._batches:
             for piece in await self._write(self._batches[0]):
                 if not await self._keep(LATER, piece):
@@ -345,19 +351,40 @@ class LogWriter:
                     left.append(piece)
         return left
 
-    async def _end_minute(self) -> None:
+    async def _end_minute(self, *, close_denials: bool = True) -> None:
         at, ended = now(), time.monotonic()
         seconds, self._minute_began = ended - self._minute_began, ended
         self._waiting += self._sums.rows(at=at, seconds=seconds, connections=self._gauges)
-        for row in self._denials.close_window():
-            self._hold(row)
-        self._spool.seal(HELD)
+        if close_denials:
+            self._close_denials()
         self._spool.seal(LATER)
         self._spool.resume()
         self._bring_back()
         self._tell_dropped(at)
-        await self._in_thread(self._spool.inherit)
+        await self._inherit()
         await self._make_lines()
+
+    def _has_audits_left(self) -> bool:
+        batches = (*self._batches, *self._set_back, *self._unheld)
+        return any(batch.table is AUDIT_LOGS for batch in batches)
+
+    def _close_denials(self) -> None:
+        """The last versions of held rows, beside their first ones if any file takes them.
+
+        What none takes goes to PostgreSQL; until it is there the first versions stay back.
+        """
+        rows = self._denials.close_window()
+        unheld = [row.line() for row in rows if not self._file(HELD, row)]
+        if unheld:
+            self._unheld.append(Batch.of(AUDIT_LOGS, unheld))
+        if not self._unheld:
+            self._spool.seal(HELD)
+
+    async def _inherit(self) -> None:
+        try:
+            await self._in_thread(self._spool.inherit)
+        except OSError as error:
+            self._tell_unfiled(error)
 
     def _tell_dropped(self, at: datetime) -> None:
         """Where the rows are missed, a row says how many: in the audit log, once a minute."""
@@ -386,6 +413,7 @@ class LogWriter:
 
     async def _keep_batches(self) -> None:
         """What was not written goes to the spool; journalled rows of earlier rounds to the disk."""
+        self._unheld = [batch for batch in self._unheld if not self._append(HELD, batch)]
         with contextlib.suppress(OSError):
             await self._in_thread(partial(self._spool.sync, AUDIT))
         for _ in range(len(self._batches)):
@@ -401,7 +429,7 @@ class LogWriter:
             await self._in_thread(partial(self._spool.save, purpose, batch, bound=bound))
         except (SpoolFull, OSError) as error:
             if not bound:
-                logger.error("log rows cannot be kept in the spool: %s", error)  # noqa: TRY400
+                self._tell_unfiled(error)
                 return False
             if isinstance(error, OSError):
                 logger.error("log rows are dropped, the spool fails: %s", error)  # noqa: TRY400
@@ -426,6 +454,16 @@ class LogWriter:
     def _bring_back(self) -> None:
         self._batches += self._set_back
         self._set_back.clear()
+
+    def _tell_unfiled(self, error: Exception) -> None:
+        if time.monotonic() - self._unfiled_told < MINUTE:
+            return
+        self._unfiled_told = time.monotonic()
+        logger.error(
+            "audit rows cannot be written to files and wait in memory: %s. "
+            "Make room in GATEWAY_SPOOL_DIR, or let this user write there.",
+            error,
+        )
 
     def _tell_later(self, error: Later) -> None:
         if time.monotonic() - self._later_told < MINUTE:

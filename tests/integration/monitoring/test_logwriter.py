@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -30,6 +31,7 @@ from monitoring.logwriter import (
     store,
     writer,
 )
+from monitoring.logwriter import spool as spool_files
 from monitoring.logwriter.rows import Batch, fields_of
 from monitoring.logwriter.spool import Spool
 from monitoring.models import AuditLog, RequestLog
@@ -497,7 +499,7 @@ def test_a_flood_during_one_slow_write_goes_to_files_and_drops_nothing(
         await until(lambda: log.status.waiting == 1 and log._batches)
         for at in range(2, 400, 50):
             await put(*rows[at : at + 50])(log)
-            await until(lambda: len(log._waiting) < 50)
+            await until(lambda: len(log._waiting) < 50 and log._relief is None)
         assert log.status.available
         proxy.mend()
         await until(lambda: log.status.spooled_bytes == 0)
@@ -531,6 +533,155 @@ def test_a_folder_that_cannot_be_used_is_said_at_the_start(tmp_path):
 
     with pytest.raises(ImproperlyConfigured, match="GATEWAY_SPOOL_DIR"):
         asyncio.run(scenario())
+
+
+# ---------------------------------------------------------------- a disk that fails
+
+
+async def minute_ends(log: LogWriter) -> None:
+    """Have the writer's own task end its minute, and everything that belongs to it."""
+    log._minute_began -= writer.MINUTE
+    before = log._minute_began
+    log._wake.set()
+    await until(lambda: log._minute_began != before)
+    await log._in_thread(lambda: None)
+
+
+def refuse_everybody(log: LogWriter, number: int) -> None:
+    """So many denials, of three callers in turn."""
+    for at in range(number):
+        log.deny(denial(ip_address=f"203.0.113.{at % 3}"), at=now())
+
+
+def half_written(descriptor: int, data: bytes) -> None:
+    os.write(descriptor, data[: len(data) // 2])
+    raise OSError(28, "No space left on device")
+
+
+def counted_denials() -> int:
+    counts = AuditLog.objects.filter(action="call.deny").values_list("details__count", flat=True)
+    return sum(counts)
+
+
+@pytest.mark.parametrize("is_up", [True, False], ids=["postgresql up", "postgresql away"])
+def test_a_full_disk_that_is_freed_later_costs_no_denial(tmp_path, proxy, monkeypatch, is_up):
+    async def work(log: LogWriter) -> None:
+        refuse_everybody(log, 300)
+        await until(lambda: log.written == 3)
+        if not is_up:
+            proxy.cut()
+            await log._pool.drain()
+        with monkeypatch.context() as patch:
+            patch.setattr(spool_files, "_write_all", half_written)
+            for _ in range(3):
+                refuse_everybody(log, 300)
+                await minute_ends(log)
+            # A caller that comes only now.
+            log.deny(denial(ip_address="203.0.113.9"), at=now())
+            refuse_everybody(log, 299)
+        proxy.mend()
+        await minute_ends(log)
+        await until(lambda: log.status.available and log.status.waiting == 0)
+
+    log = written(work, tmp_path, pool_through(proxy))
+    written(put(), tmp_path)  # what came to the journal at the very end
+    assert counted_denials() == 1500
+    assert (log.dropped, log.refused) == (0, 0)
+    assert (spooled(tmp_path), spooled(tmp_path, "refused")) == ([], [])
+
+
+@pytest.mark.parametrize("is_up", [True, False], ids=["postgresql up", "postgresql away"])
+def test_a_full_disk_is_told_once_and_not_for_each_row(tmp_path, proxy, monkeypatch, caplog, is_up):
+    async def work(log: LogWriter) -> None:
+        if not is_up:
+            proxy.cut()
+        with monkeypatch.context() as patch:
+            patch.setattr(spool_files, "_write_all", half_written)
+            for at in range(50):
+                log.deny(denial(ip_address=f"203.0.113.{at}"), at=now())
+            await minute_ends(log)
+            await until(lambda: log.status.available == is_up)
+        proxy.mend()
+
+    written(work, tmp_path, pool_through(proxy))
+    assert caplog.text.count("wait in memory") == 1
+    assert counted_denials() == 50
+
+
+def test_with_a_full_disk_and_no_database_denials_take_a_bounded_place(
+    tmp_path, proxy, monkeypatch
+):
+    monkeypatch.setattr("monitoring.logwriter.denials.MAX_SLOTS", 10)
+
+    async def work(log: LogWriter) -> None:
+        proxy.cut()
+        with monkeypatch.context() as patch:
+            patch.setattr(spool_files, "_write_all", half_written)
+            for minute in range(4):
+                for at in range(200):
+                    log.deny(denial(ip_address=f"2001:db8::{minute}:{at % 100:x}"), at=now())
+                await minute_ends(log)
+            assert log.status.waiting <= 2 * 11
+        proxy.mend()
+
+    written(work, tmp_path, pool_through(proxy))
+    written(put(), tmp_path)
+    assert counted_denials() == 800
+
+
+def removed(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def made_a_file(folder: Path) -> None:
+    """It cannot be made again: as where this user may not write beside it."""
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+@pytest.mark.parametrize("is_up", [True, False], ids=["postgresql up", "postgresql away"])
+@pytest.mark.parametrize("change", [removed, moved, made_a_file])
+def test_a_spool_folder_that_vanishes_costs_no_denial(tmp_path, proxy, change, is_up):
+    folder = tmp_path / "spool"
+
+    async def work(log: LogWriter) -> None:
+        refuse_everybody(log, 300)
+        await until(lambda: log.written == 3)
+        if not is_up:
+            proxy.cut()
+            await log._pool.drain()
+        log.deny(denial(ip_address="203.0.113.9"), at=now())  # in a file that is open
+        change(folder)
+        refuse_everybody(log, 399)
+        await minute_ends(log)
+        refuse_everybody(log, 800)
+        proxy.mend()
+        await minute_ends(log)
+        await until(lambda: log.status.available and log.status.waiting == 0)
+
+    written(work, folder, pool_through(proxy))
+    assert counted_denials() == 1500
+    assert not folder.is_dir() or spooled(folder) == []
+
+
+def test_a_folder_that_was_made_again_is_shared_as_before(tmp_path):
+    """Another process must not take the segments of one that lives for left ones."""
+    folder = tmp_path / "spool"
+    first, second = Spool(folder, max_bytes=10**9), Spool(folder, max_bytes=10**9)
+    first.open()
+    second.open()
+    shutil.rmtree(folder)
+    batch = Batch.of(audit().table, [audit().line()])
+    first.append("left", batch)
+    second.append("left", batch)
+    assert (first.inherit(), second.inherit()) == (0, 0)
+    first.close()
+    assert second.inherit() == 1
+    second.close()
 
 
 # ---------------------------------------------------------------- an answer that got lost
