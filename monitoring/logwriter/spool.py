@@ -3,7 +3,8 @@
     FOLDER/spool.lock             held for the moments in which processes come and are inherited
     FOLDER/<process>.lock         held as long as the process lives
     FOLDER/<process>-<n>.spool    segments: framed records, appended, read back whole, removed
-    FOLDER/<process>-<n>.refused  audit rows that PostgreSQL refused, for a person to look at
+    FOLDER/<process>-<n>.refused  what a person has to look at: audit rows that PostgreSQL refused,
+                                  files with damage, and those of another version
 
 A process is a random token, never used again. Whose lock is free has ended, however it ended:
 the next process renames its segments to names of its own. All of this is blocking file work; but
@@ -31,7 +32,7 @@ from monitoring.logwriter.rows import TABLES, Batch
 from registry.db.filelock import lock_alone, locked, open_lock
 from registry.db.ids import uuid7
 
-__all__ = ["Damage", "Segment", "Spool", "SpoolFull", "frame", "records"]
+__all__ = ["Damage", "Loss", "Segment", "Spool", "SpoolFull", "frame", "records"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,15 @@ class Damage:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What of a segment is no record: bytes, and rows as far as its others tell their length."""
+
+    bytes: int
+    rows: int | None
+    kept: Path  # the whole file
+
+
 @dataclass(slots=True, eq=False)
 class Segment:
     """One file of records; `descriptor` where that is all there is left of it."""
@@ -65,6 +75,8 @@ class Segment:
     size: int = 0
     rows: int = 0
     descriptor: int | None = None
+    loss: Loss | None = None  # found when it was read
+    is_told: bool = False  # that it cannot be read
     pause: int = 0  # how many calls of `resume` it rests, and
     rest: int = 0  # how many are left
 
@@ -300,21 +312,31 @@ class Spool:
         os.close(descriptor)
         return anew
 
+    @property
+    def unreadable(self) -> int:
+        """How many segments were tried in vain."""
+        return sum(segment.is_told for segment in (*self.pending, *self._resting))
+
     # ------------------------------------------------------------ reading
 
     def read(self, segment: Segment) -> list[Batch]:
         """A segment's rows in batches. Of two versions of a row, by its id, the later counts."""
         found: dict[tuple[str, tuple[str, ...]], dict[bytes, bytes]] = {}
+        damages: list[Damage] = []
+        whole = known = 0
         for record in records(_contents(segment)):
             if isinstance(record, Damage):
-                _tell_damage(segment, record)
+                damages.append(record)
                 continue
             table, columns, lines = _unpacked(record)
+            whole, known = whole + len(record), known + len(lines)
             if table not in TABLES or not set(columns) <= set(TABLES[table].columns):
                 self._keep_foreign(segment, table)
                 continue
             rows = found.setdefault((table, columns), {})
             rows.update((line.partition(b"\t")[0], line) for line in lines)
+        if damages and segment.loss is None:
+            self._keep_damaged(segment, damages, row_bytes=whole / known if known else None)
         return [
             Batch(TABLES[table], columns, lines[at : at + BATCH_LINES])
             for (table, columns), rows in found.items()
@@ -322,10 +344,30 @@ class Spool:
             for at in range(0, len(lines), BATCH_LINES)
         ]
 
-    def _keep_foreign(self, segment: Segment, table: str) -> None:
+    def _keep(self, segment: Segment) -> Path:
         kept = segment.path.with_suffix(".refused")
         if not kept.exists():
             os.link(segment.path, kept)
+        return kept
+
+    def _keep_damaged(
+        self, segment: Segment, damages: list[Damage], *, row_bytes: float | None
+    ) -> None:
+        lost = sum(damage.length for damage in damages)
+        rows = max(1, round(lost / row_bytes)) if row_bytes else None
+        segment.loss = Loss(lost, rows, self._keep(segment))
+        logger.error(
+            "spool: %d bytes of a log file, from %d on, are no whole records and are passed over: "
+            "what was being written when a process was killed, or a damaged disk. They hold %s "
+            "rows by the length of the others; the file stays as %s",
+            lost,
+            damages[0].offset,
+            "an unknown number of" if rows is None else f"about {rows}",
+            segment.loss.kept,
+        )
+
+    def _keep_foreign(self, segment: Segment, table: str) -> None:
+        kept = self._keep(segment)
         logger.error(
             "spool: rows of '%s' were written by another version of this program and cannot be "
             "loaded; they stay in %s. Rename it to .spool under the version that wrote it.",
@@ -342,9 +384,10 @@ class Spool:
         self._unsynced.discard(segment)
         self.pending.remove(segment)
 
-    def rest(self, segment: Segment) -> None:
+    def rest(self, segment: Segment, *, longest: bool = False) -> None:
         """Leave out a pending segment for 1, 2, 4, and at last 8 calls of `resume`."""
-        segment.pause = segment.rest = min(max(1, segment.pause * 2), LONGEST_REST)
+        doubled = min(max(1, segment.pause * 2), LONGEST_REST)
+        segment.pause = segment.rest = LONGEST_REST if longest else doubled
         self.pending.remove(segment)
         self._resting.append(segment)
 
@@ -371,16 +414,6 @@ def _unpacked(content: bytes) -> tuple[str, tuple[str, ...], list[bytes]]:
 def _count_rows(data: bytes) -> int:
     contents = (record for record in records(data) if not isinstance(record, Damage))
     return sum(content.count(b"\n") - 1 for content in contents)  # the first line is the head
-
-
-def _tell_damage(segment: Segment, damage: Damage) -> None:
-    logger.error(
-        "spool: %d bytes at %d of %s are no whole record and are passed over: what was being "
-        "written when a process was killed, or a damaged disk",
-        damage.length,
-        damage.offset,
-        segment.path.name,
-    )
 
 
 def _contents(segment: Segment) -> bytes:

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -24,7 +24,7 @@ from django.utils.timezone import now
 from monitoring.logwriter.denials import WINDOW_SECONDS, Denial, Denials
 from monitoring.logwriter.metrics import Connections, ServerSums
 from monitoring.logwriter.rows import AUDIT_LOGS, AuditRow, Batch, MetricRow, RequestRow, Row, Table
-from monitoring.logwriter.spool import Segment, Spool, SpoolFull
+from monitoring.logwriter.spool import LONGEST_REST, Loss, Segment, Spool, SpoolFull
 from monitoring.logwriter.store import Later, NoPartition, Refused, Store, Unavailable
 from registry.db.pool import Pool
 
@@ -62,6 +62,9 @@ class Status:
     spooled: int  # that went to files for the time being
     dropped: int
     refused: int
+    damaged_bytes: int  # of files, in the place of rows
+    damaged_rows: int  # an estimate
+    unreadable_files: int  # left out for now
     spooled_bytes: int
     available: bool
 
@@ -121,6 +124,7 @@ class LogWriter:
         self._dropped_told = 0
         self._later_told = self._unfiled_told = -MINUTE
         self.written = self.spooled = self.dropped = self.refused = 0
+        self.damaged_bytes = self.damaged_rows = 0
 
     @property
     def status(self) -> Status:
@@ -131,6 +135,9 @@ class LogWriter:
             spooled=self.spooled,
             dropped=self.dropped,
             refused=self.refused,
+            damaged_bytes=self.damaged_bytes,
+            damaged_rows=self.damaged_rows,
+            unreadable_files=self._spool.unreadable,
             spooled_bytes=self._spool.bytes(),
             available=not self._is_away(),
         )
@@ -306,21 +313,59 @@ class LogWriter:
             self._batches.popleft()
         for purpose in (AUDIT, AWAY):
             self._spool.seal(purpose)
-        pending = len(self._spool.pending)
-        for _ in range(pending if stopping else min(pending, LOADS_A_ROUND)):
+        loads = 0
+        while self._spool.pending and (stopping or loads < LOADS_A_ROUND):
             await self._load(self._spool.pending[0])
+            loads += 1
+            if stopping:
+                self._spool.seal(AUDIT)  # what loading left to say
         if self._spool.pending:
             self._wake.set()
 
     async def _load(self, segment: Segment) -> None:
         """A segment's rows; what is left of them goes to another one, or stays where it is."""
-        batches = await self._in_thread(partial(self._spool.read, segment))
+        try:
+            batches = await self._read(segment)
+        except OSError as error:
+            self._pass_over(segment, error)
+            return
         left = [piece for batch in batches for piece in await self._write(batch)]
         is_all_left = bool(left) and _count(left) == _count(batches)
         if is_all_left or not await self._keep_all(left):
             self._spool.rest(segment)
-        else:
+            return
+        try:
             await self._in_thread(partial(self._spool.remove, segment))
+        except OSError as error:
+            self._pass_over(segment, error)
+
+    async def _read(self, segment: Segment) -> list[Batch]:
+        was_known = segment.loss is not None
+        batches = await self._in_thread(partial(self._spool.read, segment))
+        if segment.loss is not None and not was_known:
+            self._count_damage(segment.loss)
+        return batches
+
+    def _count_damage(self, loss: Loss) -> None:
+        """Where the rows are missed, a row says what is known of them."""
+        self.damaged_bytes += loss.bytes
+        self.damaged_rows += loss.rows or 0
+        details = {"bytes": loss.bytes, "rows_estimated": loss.rows, "file": str(loss.kept)}
+        self._audit("log_spool.damage", details, at=now())
+
+    def _pass_over(self, segment: Segment, error: OSError) -> None:
+        """Leave out a file that cannot be read (or removed): others come after it."""
+        self._spool.rest(segment, longest=True)
+        if segment.is_told:
+            return
+        segment.is_told = True
+        logger.error(
+            "spool: %s is left out, its rows may be missing in the logs: %s. "
+            "It is tried again every %d minutes.",
+            segment.path,
+            error,
+            LONGEST_REST,
+        )
 
     async def _keep_all(self, pieces: list[Batch]) -> bool:
         kept = [await self._keep(LATER, piece, from_spool=True) for piece in pieces]
@@ -392,9 +437,10 @@ class LogWriter:
         if count:
             logger.error("log rows dropped in the last minute: %d", count)
             details = {"count": count, "spool_max_bytes": self._spool.max_bytes}
-            self.journal(
-                AuditRow(timestamp=at, action="request_log.drop", details=details, success=False)
-            )
+            self._audit("request_log.drop", details, at=at)
+
+    def _audit(self, action: str, details: dict[str, Any], *, at: datetime) -> None:
+        self.journal(AuditRow(timestamp=at, action=action, details=details, success=False))
 
     # ------------------------------------------------------------ when it does not go well
 

@@ -104,6 +104,10 @@ def ids(model: Any) -> list[Any]:
     return sorted(model.objects.values_list("id", flat=True))
 
 
+def notes() -> list[Any]:
+    return sorted(AuditLog.objects.filter(action="test.note").values_list("id", flat=True))
+
+
 def sorted_ids(rows: list[Any]) -> list[Any]:
     return sorted(item.id for item in rows)
 
@@ -828,9 +832,73 @@ def test_a_segment_with_a_torn_end_and_a_damaged_middle_gives_all_else(tmp_path,
     data = bytearray(second.read_bytes())
     data[len(data) // 2] ^= 0xFF
     second.write_bytes(bytes(data))
-    written(put(), tmp_path)
-    assert ids(AuditLog) == sorted_ids([*rows[:2], rows[3], *rows[5:]])
-    assert caplog.text.count("no whole record") >= 2
+    damaged = sorted([first.read_bytes(), second.read_bytes()])
+    log = written(put(), tmp_path)
+    assert notes() == sorted_ids([*rows[:2], rows[3], *rows[5:]])
+    assert caplog.text.count("no whole records") == 2
+    assert spooled(tmp_path) == []
+    # Nothing is thrown away, and the audit log says what is missing in it.
+    assert sorted(path.read_bytes() for path in spooled(tmp_path, "refused")) == damaged
+    told = AuditLog.objects.filter(action="log_spool.damage").values_list("details", flat=True)
+    assert [details["rows_estimated"] for details in told] == [1, 1]
+    assert {details["file"] for details in told} == set(map(str, spooled(tmp_path, "refused")))
+    status = log.status
+    assert (status.damaged_rows, status.damaged_bytes) == (2, sum(d["bytes"] for d in told))
+    assert status.damaged_bytes > 0
+
+
+def unlinked(bad: Path) -> None:
+    bad.unlink()
+
+
+def made_a_folder(bad: Path) -> None:
+    bad.unlink()
+    bad.mkdir()
+
+
+@pytest.mark.parametrize("damage", [unlinked, made_a_folder])
+def test_a_file_that_cannot_be_read_holds_up_no_other(tmp_path, caplog, damage):
+    rows = [audit() for _ in range(9)]
+    left_over(tmp_path, rows)
+
+    async def work(log: LogWriter) -> None:
+        bad = log._spool.pending[0].path
+        damage(bad)
+        log.journal(audit())  # what comes meanwhile does not wait either
+        await until(lambda: log.written == 7)
+        for _ in range(writer.LONGEST_REST + 1):
+            await minute_ends(log)
+        assert caplog.text.count("is left out") == 1
+        assert str(bad) in caplog.text
+        assert log.status.unreadable_files == 1
+
+    written(work, tmp_path)
+    assert set(notes()) > {item.id for item in rows[3:]}
+    assert "failed and goes on" not in caplog.text
+
+
+def test_a_file_that_can_be_read_again_is_loaded_after_a_while(tmp_path, monkeypatch):
+    rows = [audit() for _ in range(6)]
+    left_over(tmp_path, rows)
+    read = Path.read_bytes
+
+    async def work(log: LogWriter) -> None:
+        bad = log._spool.pending[0].path
+
+        def refused(path: Path) -> bytes:
+            if path == bad:
+                raise OSError(5, "Input/output error", str(bad))
+            return read(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", refused)
+            await until(lambda: log.written == 3 and log.status.unreadable_files == 1)
+        for _ in range(writer.LONGEST_REST):
+            await minute_ends(log)
+        await until(lambda: log.status.unreadable_files == 0)
+
+    written(work, tmp_path)
+    assert notes() == sorted_ids(rows)
     assert spooled(tmp_path) == []
 
 
