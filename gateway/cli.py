@@ -14,9 +14,9 @@ from gateway.lifeline import die_with_named_parent
 WITHOUT_DATABASE = {"up", "help", "version", "check", "collectstatic", "spectacular"}
 
 
-# As the tables' owner: Django's own that are about the schema, or about whatever somebody wants;
+# As the tables' owner: what is about the schema, or about whatever somebody wants;
 # and one that also removes rows from a log that is append-only for everybody else.
-AS_OWNER = {"migrate", "flush", "sqlflush", "inspectdb", "dbshell", "seed_dev_data"}
+AS_OWNER = {"migrate", "optimize_db", "flush", "sqlflush", "inspectdb", "dbshell", "seed_dev_data"}
 # The walls are for those who log in as the application's role, as these do on the embedded one.
 AS_APPLICATION = {"serve", "worker"}
 # They say themselves as whom they work, or ask the database nothing.

@@ -130,6 +130,7 @@ CACHES = {"default": env.read("CACHE_URL", env.cache, env.cache("locmem://"))}
 
 # ---------------------------------------------------------------- Django
 INSTALLED_APPS = [
+    "django.contrib.postgres",  # before registry, which undoes part of it
     "gateway",
     "security",
     "monitoring",
@@ -141,7 +142,6 @@ INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.messages",
-    "django.contrib.postgres",
     "django.contrib.staticfiles",
     "psqlextra",
     "procrastinate.contrib.django",

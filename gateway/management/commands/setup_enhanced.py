@@ -5,12 +5,12 @@ from typing import Any
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
 
-from registry.db.crossing import acting_as_owner, crossing_tenants
+from registry.db.crossing import acting_as_owner
 
 # As the command line gives them to each alone. Only after the first there is a role to take.
 RIGHTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "init_db": nullcontext,
-    "optimize_db": crossing_tenants,
+    "optimize_db": acting_as_owner,
     "seed_dev_data": acting_as_owner,
 }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
+from django.contrib.postgres.signals import get_citext_oids, get_hstore_oids
 from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -95,6 +97,26 @@ def test_a_transaction_pooler_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(direct, "_backend", lambda _: 4711)
     with pytest.raises(CommandError, match="set DATABASE_DIRECT_URL"):
         call_command("init_db")
+
+
+@pytest.fixture
+def nobody_yet(settings: Any) -> Iterator[None]:
+    """DATABASE_URL names a user who is not there; DATABASE_MAINTENANCE_URL the owner."""
+    default = connections["default"]
+    settings.DATABASE_MAINTENANCE = deepcopy(default.settings_dict)
+    default.close()
+    default.settings_dict["USER"] = "nobody_yet"
+    for kept in (get_hstore_oids, get_citext_oids):  # a new process knows neither
+        kept.cache_clear()
+    yield
+    default.settings_dict["USER"] = settings.DATABASE_MAINTENANCE["USER"]
+
+
+def test_a_first_installation_needs_the_owner_alone(nobody_yet: None, capsys: Any) -> None:
+    call_command("init_db", roles_sql=True)
+    assert "CREATE ROLE" in capsys.readouterr().out
+    call_command("setup_enhanced", with_performance=True)
+    assert "The database is ready." in capsys.readouterr().out
 
 
 def test_partitions_of_the_logs_are_made(capsys: Any) -> None:
