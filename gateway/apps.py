@@ -9,10 +9,10 @@ class GatewayConfig(AppConfig):
     verbose_name = "Gateway"
 
     def ready(self) -> None:
-        post_migrate.connect(_raise_walls, sender=self)
+        post_migrate.connect(raise_walls, sender=self)
 
 
-def _raise_walls(*, using: str, plan: Any = None, **_options: Any) -> None:
+def raise_walls(*, using: str, plan: Any = None, **_options: Any) -> None:
     """Whoever migrates leaves no table without its wall; `init_db` also tells what is missing."""
     from registry.db.roles import walls_raise
 

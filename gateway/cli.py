@@ -12,6 +12,8 @@ from gateway.lifeline import die_with_named_parent
 # What runs without a database; everything else gets the embedded one started if need be.
 # `up` starts its own, because it also says so.
 WITHOUT_DATABASE = {"up", "help", "version", "check", "collectstatic", "spectacular"}
+# Not the embedded one, that is: what init_db --roles-sql prints is for somebody's own server.
+NEED_NO_DATABASE = {"-h", "--help", "--roles-sql"}
 
 
 # As the tables' owner: what is about the schema, or about whatever somebody wants;
@@ -21,6 +23,10 @@ AS_OWNER = {"migrate", "optimize_db", "flush", "sqlflush", "inspectdb", "dbshell
 AS_APPLICATION = {"serve", "worker"}
 # They say themselves as whom they work, or ask the database nothing.
 OWN_WAY = {*AS_APPLICATION, "init_db", "setup_enhanced", "makemigrations"}
+OWNER_WANTED = (
+    "Set DATABASE_MAINTENANCE_URL to the same database as the user who owns its tables, then run "
+    "init_db."
+)
 
 
 def main() -> None:
@@ -40,6 +46,7 @@ def _run(arguments: list[str]) -> int:
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
     from django.db import OperationalError, ProgrammingError
+    from django.db.migrations.exceptions import MigrationSchemaMissing
 
     from registry.db.crossing import CrossingError
     from registry.db.embedded import EmbeddedError
@@ -56,11 +63,24 @@ def _run(arguments: list[str]) -> int:
         return _fail(str(error))
     except OperationalError as error:
         return _fail(f"The database cannot be used: {_first_line(error)}.")
+    except MigrationSchemaMissing as error:
+        return _fail(f"{_first_line(error.__context__ or error)}. {OWNER_WANTED}")
     except ProgrammingError as error:
-        return _fail(f"{_first_line(error)}. Is the schema up to date? Run init_db and try again.")
+        return _fail(f"{_first_line(error)}. {_advice(error)}")
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _advice(error: Exception) -> str:
+    from django.conf import settings
+    from psycopg.errors import InsufficientPrivilege
+
+    if not isinstance(error.__cause__, InsufficientPrivilege):
+        return "Is the schema up to date? Run init_db and try again."
+    if settings.DATABASE_MAINTENANCE is None:
+        return OWNER_WANTED
+    return "Does the user of DATABASE_MAINTENANCE_URL own the tables? Then run init_db."
 
 
 def _is_unknown(arguments: list[str]) -> bool:
@@ -84,8 +104,8 @@ def _rights_for(arguments: list[str]) -> AbstractContextManager[object]:
 
 def _needs_no_database(arguments: list[str]) -> bool:
     command = arguments[1] if len(arguments) > 1 else "help"
-    wants_help = command.startswith("-") or {"-h", "--help"} & set(arguments)
-    return bool(wants_help) or command in WITHOUT_DATABASE
+    told_otherwise = command.startswith("-") or NEED_NO_DATABASE & set(arguments)
+    return bool(told_otherwise) or command in WITHOUT_DATABASE
 
 
 def _database_for(arguments: list[str]) -> AbstractContextManager[object]:
@@ -101,7 +121,7 @@ def _database_for(arguments: list[str]) -> AbstractContextManager[object]:
     return local_cluster(settings.LOCAL_DIR).running()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

@@ -7,19 +7,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.apps import apps
 from django.core.management import call_command
 from django.db import Error, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
+from django.db.models.signals import post_migrate
+from psycopg import sql
 
+from gateway.apps import raise_walls
 from registry.db.direct import as_default, direct_connections, is_about_locks
+from registry.db.partitions import partitioned_tables
 from registry.db.roles import Raised, walls_raise
 
 __all__ = [
     "SchemaBusyError",
     "migrations_pending",
     "owners_connection",
+    "partitions_count",
     "schema_create",
+    "statistics_begin",
     "walls_create",
 ]
 
@@ -43,13 +50,14 @@ def migrations_pending() -> list[str]:
 def schema_create(*, told: Callable[[str], None]) -> int:
     """Run the pending migrations, one process at a time; returns how many. `told` hears each.
 
+    The walls of what they make are the caller's to raise.
     A migration may take as long as it takes, but waits for locks only briefly, because all later
     queries on the table would wait with it: SchemaBusyError then, and nothing is half done.
     """
     with owners_connection() as work, _alone(work):
         pending = migrations_pending()
         if pending:
-            with _locks_in_words():
+            with _locks_in_words(), _walls_left_alone():
                 call_command("migrate", interactive=False, verbosity=0)
         for name in pending:
             told(name)
@@ -65,11 +73,54 @@ def walls_create() -> Raised:
         return walls_raise()
 
 
+def partitions_count() -> int:
+    """How many partitions the logs have, as this thread's connection sees them."""
+    with connection.cursor() as cursor:
+        cursor.execute(_PARTITIONS, [partitioned_tables()])
+        return int(cursor.fetchone()[0])
+
+
+def statistics_begin() -> int:
+    """ANALYZE the owner's tables that nobody ever did: until then the planner guesses. How many."""
+    with connection.cursor() as cursor:
+        cursor.execute(_NEVER_ANALYSED)
+        tables = [name for (name,) in cursor.fetchall()]
+        for table in tables:
+            cursor.execute(sql.SQL("ANALYZE (SKIP_LOCKED) {}").format(sql.Identifier(table)))
+    return len(tables)
+
+
+_PARTITIONS = """
+SELECT count(*) FROM pg_inherits
+ WHERE inhparent IN (SELECT oid FROM pg_class WHERE relkind = 'p' AND relname = ANY(%s)
+                        AND relnamespace = current_schema()::regnamespace)
+"""
+_NEVER_ANALYSED = """
+SELECT t.relname FROM pg_class AS t
+  LEFT JOIN pg_stat_all_tables AS s ON s.relid = t.oid
+ WHERE t.relnamespace = current_schema()::regnamespace AND t.relkind IN ('r', 'p', 'm')
+   AND NOT t.relispartition AND pg_has_role(t.relowner, 'USAGE')
+   AND s.last_analyze IS NULL AND s.last_autoanalyze IS NULL
+ ORDER BY t.relname
+"""
+
+
 @contextmanager
 def owners_connection() -> Iterator[BaseDatabaseWrapper]:
     """Let the ORM of this thread work as the tables' owner, on a connection of its own."""
     with direct_connections(application_name=APPLICATION_NAME) as (work, _), as_default(work):
         yield work
+
+
+@contextmanager
+def _walls_left_alone() -> Iterator[None]:
+    """`migrate` raises the walls too, but nobody hears how many and what was refused."""
+    sender = apps.get_app_config("gateway")
+    post_migrate.disconnect(raise_walls, sender=sender)
+    try:
+        yield
+    finally:
+        post_migrate.connect(raise_walls, sender=sender)
 
 
 @contextmanager

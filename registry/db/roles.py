@@ -64,9 +64,19 @@ class Step:
 
     statement: sql.Composed
     is_optional: bool = False
+    makes: str = ""  # the role that it makes: what cannot be done twice
 
     def text(self) -> str:
         return self.statement.as_string(None) + ";"
+
+    def repeatable(self) -> str:
+        """The same for a script: a role that somebody else has made meanwhile is no error."""
+        if not self.makes:
+            return self.text() + ("  -- can be done without" if self.is_optional else "")
+        guarded = sql.SQL(
+            "IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {name}) THEN {make}; END IF;"
+        ).format(name=sql.Literal(self.makes), make=self.statement)
+        return sql.SQL("DO $$BEGIN {} END$$;").format(guarded).as_string(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +144,22 @@ def _new_view_grant(name: str) -> Step:
 def roles_script(*, owner: str, version: int) -> str:
     """All that a DBA has to run for an owner, on a cluster that has none of it yet."""
     bare = _Cluster(owner=owner, owner_is_super=False, version=version)
-    return "\n".join(step.text() for step in _role_steps(bare))
+    return _script(_role_steps(bare))
 
 
 def roles_script_here(*, using: str = "default") -> str:
-    """The same for whoever this connection is."""
+    """What a DBA has to run for whoever this connection is: what is missing. May be run twice."""
     cluster = _read_cluster(using)
-    return roles_script(owner=cluster.owner, version=cluster.version)
+    database = connections[using].settings_dict
+    where = f"{database['NAME']} on {database['HOST'] or 'this machine'}"
+    return (
+        f"-- For the database {where}, PostgreSQL {cluster.version // 10_000}, and {cluster.owner},"
+        f" who owns its tables.\n{_script(_role_steps(cluster)) or '-- Nothing is missing.'}"
+    )
+
+
+def _script(steps: Iterable[Step]) -> str:
+    return "\n".join(step.repeatable() for step in steps)
 
 
 def roles_missing(*, using: str = "default") -> tuple[Step, ...]:
@@ -217,6 +236,10 @@ def _step(template: LiteralString, **parts: sql.Composable) -> Step:
 
 def _optional(template: LiteralString, **parts: sql.Composable) -> Step:
     return Step(sql.SQL(template).format(**parts), is_optional=True)
+
+
+def _making(role: str, template: LiteralString) -> Step:
+    return Step(sql.SQL(template).format(role=sql.Identifier(role)), makes=role)
 
 
 # --------------------------------------------------------------------------- roles
@@ -325,13 +348,13 @@ def _role_steps(cluster: _Cluster) -> Iterator[Step]:
 def _missing_roles(cluster: _Cluster) -> Iterator[Step]:
     app = cluster.roles.get(APP_ROLE)
     if app is None:
-        yield _step("CREATE ROLE {role} LOGIN NOINHERIT", role=sql.Identifier(APP_ROLE))
+        yield _making(APP_ROLE, "CREATE ROLE {role} LOGIN NOINHERIT")
     elif app.inherits or app.bypasses:
         # With the operator's rights by inheritance it would see every tenant at any time.
         yield _step("ALTER ROLE {role} NOINHERIT NOBYPASSRLS", role=sql.Identifier(APP_ROLE))
     for name in (OPERATOR_ROLE, READER_ROLE):
         if name not in cluster.roles:
-            yield _step("CREATE ROLE {role} NOLOGIN", role=sql.Identifier(name))
+            yield _making(name, "CREATE ROLE {role} NOLOGIN")
 
 
 def _missing_memberships(cluster: _Cluster) -> Iterator[Step]:

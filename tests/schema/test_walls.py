@@ -8,7 +8,7 @@ from typing import Any, LiteralString
 
 import pytest
 from django.apps import apps
-from django.db import connection
+from django.db import connection, transaction
 from django.utils.timezone import now
 from psycopg import sql
 
@@ -142,6 +142,13 @@ def test_the_script_for_a_dba_makes_everything() -> None:
         assert f'CREATE ROLE "{role}"' in script
     assert f'GRANT "{OPERATOR_ROLE}" TO "gateway";' in script
     assert "PASSWORD" not in script
+
+
+def test_the_script_for_a_dba_may_be_run_twice() -> None:
+    [(owner,)] = rows("SELECT current_user")
+    with transaction.atomic():
+        rows(roles.roles_script(owner=owner, version=160_000))
+        transaction.set_rollback(True)
 
 
 def _plan_as_app(query: LiteralString, table: str) -> str:

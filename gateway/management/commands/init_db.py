@@ -1,12 +1,21 @@
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connection
 from django.utils.timezone import now
 
 from gateway.defaults import defaults_ensure
-from gateway.schema import SchemaBusyError, owners_connection, schema_create, walls_create
+from gateway.schema import (
+    SchemaBusyError,
+    owners_connection,
+    partitions_count,
+    schema_create,
+    statistics_begin,
+    walls_create,
+)
 from monitoring.audit import Actor
 from monitoring.retention.partitions import partitions_prepare
 from registry.db.direct import PoolerError
@@ -25,7 +34,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--roles-sql",
             action="store_true",
-            help="Print what a DBA runs to make the roles beforehand, and do nothing.",
+            help="Print what a DBA runs to make the roles that are missing, and do nothing.",
         )
 
     def handle(self, *, roles_sql: bool, verbosity: int, **_options: Any) -> None:
@@ -42,13 +51,17 @@ class Command(BaseCommand):
             if verbosity > 1:
                 self.stdout.write(f"  {name}")
 
+        # As the owner: the application's role may have no password yet.
+        with _as_owner():
+            partitions = partitions_count()
         applied = schema_create(told=told)
         raised = walls_create()
         self._warn(raised)  # first: what follows may fail for the very reason
-        # As the owner: the application's role may have no password yet.
-        with nullcontext() if connection.in_atomic_block else owners_connection():
+        with _as_owner():
             made = defaults_ensure(actor=Actor(service_name="cli"))
-            partitions = partitions_prepare(at=now())
+            partitions_prepare(at=now())
+            partitions = partitions_count() - partitions
+            analysed = statistics_begin()
         if verbosity:
             self.stdout.write(f"Schema: {applied} migration(s) applied.")
             self.stdout.write(f"Walls: {raised.done} change(s) to roles, grants and policies.")
@@ -58,12 +71,26 @@ class Command(BaseCommand):
                 f"{made.views} materialised views added."
             )
             self.stdout.write(f"Partitions of the logs: {partitions} made.")
+            self.stdout.write(f"Statistics: {analysed} table(s) analysed for the first time.")
+            self._conclude(raised)
+
+    def _conclude(self, raised: Raised) -> None:
+        if raised.walled:
             self.stdout.write(self.style.SUCCESS("The database is ready."))
+        else:
+            self.stdout.write(f"The schema is ready for its owner, not for {APP_ROLE}.")
 
     def _print_roles(self) -> None:
+        if settings.DATABASE_IS_EMBEDDED and settings.DATABASE_MAINTENANCE is None:
+            raise CommandError(
+                "Set DATABASE_URL, or DATABASE_MAINTENANCE_URL to the same database as its tables' "
+                "owner: the embedded database has its roles made by itself."
+            )
         with owners_connection():
-            self.stdout.write(roles_script_here())
-        self.stdout.write(f"-- Then give {APP_ROLE} a password, in psql: \\password {APP_ROLE}")
+            script = roles_script_here()
+        self.stdout.write(script)
+        if f'CREATE ROLE "{APP_ROLE}"' in script:
+            self.stdout.write(f"-- Then give {APP_ROLE} a password, in psql: \\password {APP_ROLE}")
 
     def _warn(self, raised: Raised) -> None:
         if not raised.walled:
@@ -72,7 +99,20 @@ class Command(BaseCommand):
                 "this user may not make."
             )
         if raised.refused:
-            self.stderr.write("Have a superuser run this, then init_db again:")
+            self.stderr.write(
+                "A superuser may add this, which makes some work faster or shows more:"
+                if raised.is_complete
+                else "Have a superuser run this, then init_db again:"
+            )
             for step in raised.refused:
-                use = "  -- can be done without" if step.is_optional else ""
-                self.stderr.write(f"  {step.text()}{use}")
+                self.stderr.write(f"  {step.repeatable()}")
+
+
+@contextmanager
+def _as_owner() -> Iterator[None]:
+    """The owner's connection, or where there is a transaction that one."""
+    if connection.in_atomic_block:
+        yield
+        return
+    with owners_connection():
+        yield

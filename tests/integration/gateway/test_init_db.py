@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.contrib.postgres.signals import get_citext_oids, get_hstore_oids
 from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.signals import post_migrate
 from psycopg import sql
 
-from gateway import schema
+from gateway import cli, schema
 from registry.db import direct
 from registry.db.partitions import read_partitions
+from tests.walls import logged_in_as_app
 
 pytestmark = pytest.mark.django_db(transaction=True)
 Limits = dict[str, str]
@@ -114,9 +119,44 @@ def nobody_yet(settings: Any) -> Iterator[None]:
 
 def test_a_first_installation_needs_the_owner_alone(nobody_yet: None, capsys: Any) -> None:
     call_command("init_db", roles_sql=True)
-    assert "CREATE ROLE" in capsys.readouterr().out
+    assert "-- Nothing is missing." in capsys.readouterr().out
     call_command("setup_enhanced", with_performance=True)
     assert "The database is ready." in capsys.readouterr().out
+
+
+def test_sql_for_a_dba_wants_to_know_whose_server(settings: Any) -> None:
+    settings.DATABASE_IS_EMBEDDED = True
+    with pytest.raises(CommandError, match="Set DATABASE_URL, or DATABASE_MAINTENANCE_URL"):
+        call_command("init_db", roles_sql=True)
+
+
+def test_who_may_not_migrate_is_told_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mcp-gateway", "init-db"])
+    with logged_in_as_app(), pytest.raises(SystemExit, match="1"):
+        cli.main()
+    said = capsys.readouterr().err
+    assert "permission denied for table django_migrations. Set DATABASE_MAINTENANCE_URL" in said
+
+
+def test_walls_and_statistics_of_a_migration_are_counted(migrating: Any, capsys: Any) -> None:
+    def migrate() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP POLICY tenant_reads ON mcp_servers")
+            cursor.execute("CREATE TABLE never_analysed ()")
+        config = apps.get_app_config("gateway")
+        post_migrate.send(sender=config, app_config=config, using="default", plan=[])
+
+    migrating(migrate)
+    try:
+        call_command("init_db")
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE never_analysed")
+    said = capsys.readouterr().out
+    assert "Walls: 1 change(s)" in said
+    assert re.search(r"Statistics: [1-9]\d* table", said)
 
 
 def test_partitions_of_the_logs_are_made(capsys: Any) -> None:
