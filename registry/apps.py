@@ -1,7 +1,7 @@
 from django.apps import AppConfig
 from django.contrib.postgres.signals import register_type_handlers
-from django.db.backends.signals import connection_created
 from django.core.checks import Tags, register
+from django.db.backends.signals import connection_created
 
 
 class RegistryConfig(AppConfig):

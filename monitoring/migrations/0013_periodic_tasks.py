@@ -10,7 +10,7 @@ AS_BEFORE = "ALTER TABLE periodic_tasks RESET (fillfactor)"
 
 
 class Migration(migrations.Migration):
-    dependencies = [("monitoring", "0010_retention_indexes")]
+    dependencies = [("monitoring", "0011_expert_indexes")]
 
     operations = [
         migrations.AddField(

@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("monitoring", "0011_expert_indexes")]
+    dependencies = [("monitoring", "0014_metric_snapshots")]
 
     operations = [
         migrations.AddField(

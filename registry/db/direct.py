@@ -43,7 +43,7 @@ def direct_connections(
     pair = _copy(application_name), _copy(application_name)
     try:
         for connection in pair:
-            _open(connection)
+            connection.ensure_connection()
         _refuse_pooler(*pair)  # before anything is set, or others would get what is set here
         for connection in pair:
             _set_limits(connection, lock_timeout_ms)
@@ -72,13 +72,6 @@ def set_lock_timeout(connection: BaseDatabaseWrapper, milliseconds: int) -> None
 def is_about_locks(error: Error) -> bool:
     """Whether a statement gave up because others were in its way: it may be tried again."""
     return isinstance(error.__cause__, errors.LockNotAvailable | errors.DeadlockDetected)
-
-
-def _open(connection: BaseDatabaseWrapper) -> None:
-    # Django looks up the types of extensions by the alias. That has to be this connection: the
-    # application's login, which the alias names otherwise, is made by init_db itself.
-    with as_default(connection):
-        connection.ensure_connection()
 
 
 def _copy(application_name: str) -> BaseDatabaseWrapper:
