@@ -1,7 +1,7 @@
 """The data plane's side of the circuit breaker: consult before a call, tell the outcome after.
 
 The state comes with the remembered route, which a notice drops when the row's state changes. A
-count of failures tells nobody: the process that saw one forgets the route itself, reads the count
+count of failures tells nobody: the process that saw one has the route read again, so the count comes
 with the next call and ends the streak with its next success. Another process goes on believing
 that there were none, at most until it reads the route again.
 
@@ -50,7 +50,9 @@ class Permit:
 
 
 class BreakerClient:
-    """Breakers of all servers, for one process. `changed` is told which row this process wrote."""
+    """Breakers of all servers, for one process. `changed` is told which row this process wrote:
+    the label of what has to be read again.
+    """
 
     def __init__(
         self, orm: OrmThreads, contact: Contact, *, changed: Callable[[str], None]
@@ -156,9 +158,9 @@ class BreakerClient:
             for breaker_id, local in list(self._local.items()):
                 if local.failures:
                     await self._write_outage(local)
+                    self._changed(f"circuit_breakers.server_id={local.server_id}")
                 if not local.failures:  # none came meanwhile
                     del self._local[breaker_id]
-                    self._changed(f"circuit_breakers.server_id={local.server_id}")
 
     async def _write_outage(self, local: LocalBreaker) -> None:
         failures, timeouts = local.failures, local.timeouts

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import psycopg
@@ -120,6 +120,17 @@ class Memory(Generic[K, V]):
             self._by_label.clear()
         for key in tuple(self._by_label.get(label, ())):
             self._drop(key)
+        for reading in self._readings.values():
+            reading.noticed.add(label)
+
+    def renew(self, label: str) -> None:
+        """Have what was made of a row read again before it is next used, if that is possible.
+
+        For what this process wrote itself: while the database is away the entry goes on serving.
+        """
+        for key in self._by_label.get(label, ()):
+            entry = self._entries[key]
+            self._entries[key] = replace(entry, era=Era(entry.verified_at))
         for reading in self._readings.values():
             reading.noticed.add(label)
 

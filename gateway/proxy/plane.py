@@ -106,7 +106,7 @@ class DataPlane:
 
     async def start(self) -> None:
         self._orm = OrmThreads()
-        self.breaker = BreakerClient(self._orm, self.contact, changed=self.forget)
+        self.breaker = BreakerClient(self._orm, self.contact, changed=self.routes.renew)
         self.pool = async_pool(max_size=POOL_SIZE, timeout=POOL_WAIT_SECONDS)
         await self.pool.open()
         self.log = LogWriter(self.pool, gauges=self.upstreams.connections)
@@ -262,7 +262,8 @@ class DataPlane:
     async def _write_gauges(self) -> None:
         await self.upstreams.close_idle()
         await self.gauges.write(self.pool, self.upstreams.all(), self.log.backlog)
-        await self.breaker.settle()  # the database was there just now
+        if self.contact.is_reachable:  # else calls still go to the breakers in memory
+            await self.breaker.settle()
 
     async def _write_usage(self) -> None:
         await self.usage.flush(self.pool)

@@ -15,10 +15,12 @@ from django.db import OperationalError, connection, connections
 from django.utils.timezone import now
 
 from gateway.models import CircuitBreaker
+from gateway.proxy.breaker import BreakerClient
 from gateway.proxy.contact import Contact
 from gateway.proxy.orm import OrmThreads
 from gateway.proxy.plane import TOLD_OF, DataPlane
 from gateway.proxy.watch import Watch
+from registry.db.pool import async_pool
 from registry.models import MCPServer, Tenant
 from security.keys import generate_key
 from security.models import EnhancedAPIKey, ServerAccessControl
@@ -300,6 +302,52 @@ def test_a_dead_server_is_left_alone_meanwhile_and_its_row_is_told(cuttable: Sce
     found = wait_until(lambda: breaker.filter(state="open").first(), seconds=20)
     assert (found.failure_count, found.total_failures) == (3, 3)
     assert reason(cuttable.call()) == "circuit_open"
+
+
+def back(scene: Scene, relay: Relay) -> None:
+    """Notices come again, and what was seen meanwhile is told; nobody calls."""
+    relay.mend()
+    plane = told[scene.url].plane
+    wait_until(lambda: plane.contact.era is not None and not plane.breaker._local, seconds=20)
+
+
+@pytest.mark.parametrize("answer", [200, 500])
+def test_a_second_outage_finds_what_served_in_the_first(cuttable: Scene, relay: Relay, answer: int):
+    """The route of a call from memory stays known, whether its breaker had news or not."""
+    away(cuttable, relay)
+    cuttable.peer.behave = status(answer)
+    assert cuttable.send().status_code == answer
+    back(cuttable, relay)
+    failures = 0 if answer == 200 else 1
+    assert CircuitBreaker.objects.get(server=cuttable.server).total_failures == failures
+    away(cuttable, relay)
+    cuttable.peer.behave = status(200)
+    assert cuttable.send().status_code == 200
+
+
+@pytest.mark.django_db(transaction=True)
+def test_breakers_in_memory_stay_until_the_database_is_known_to_be_back():
+    """Gauges may get through before that: calls would only put the breakers there again."""
+    server = MCPServerFactory()
+
+    async def story() -> None:
+        plane = DataPlane()
+        orm = OrmThreads()
+        plane.breaker = BreakerClient(orm, plane.contact, changed=plane.routes.renew)
+        async with async_pool(max_size=1, timeout=5) as plane.pool:
+            route = await plane.find_route(server.id)
+            plane.contact.away()
+            permit = await plane.breaker.permit(route)
+            await plane.breaker.failed(permit, timed_out=False)
+            await plane._write_gauges()
+            assert list(plane.breaker._local) == [route.breaker_id]
+            plane.contact.reachable()
+            await plane._write_gauges()
+            assert not plane.breaker._local
+        orm.close()
+
+    asyncio.run(story())
+    assert CircuitBreaker.objects.get(server=server).total_failures == 1
 
 
 # ---------------------------------------------------------------- PostgreSQL is frozen
