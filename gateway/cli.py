@@ -8,6 +8,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 from gateway.lifeline import die_with_named_parent
+from gateway.seldom import first_line
 
 # What runs without a database; everything else gets the embedded one started if need be.
 # `up` starts its own, because it also says so.
@@ -62,11 +63,11 @@ def _run(arguments: list[str]) -> int:
     except (ImproperlyConfigured, EmbeddedError, CrossingError) as error:
         return _fail(str(error))
     except OperationalError as error:
-        return _fail(f"The database cannot be used: {_first_line(error)}.")
+        return _fail(f"The database cannot be used: {first_line(error)}.")
     except MigrationSchemaMissing as error:
-        return _fail(f"{_first_line(error.__context__ or error)}. {OWNER_WANTED}")
+        return _fail(f"{first_line(error.__context__ or error)}. {OWNER_WANTED}")
     except ProgrammingError as error:
-        return _fail(f"{_first_line(error)}. {_advice(error)}")
+        return _fail(f"{first_line(error)}. {_advice(error)}")
     except KeyboardInterrupt:
         return 130
     return 0
@@ -119,10 +120,6 @@ def _database_for(arguments: list[str]) -> AbstractContextManager[object]:
     # As Ctrl-C: the database is left, and stopped if nobody else uses it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return local_cluster(settings.LOCAL_DIR).running()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _fail(sentence: str) -> int:

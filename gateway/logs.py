@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
+
+from gateway.seldom import lost_connection, told_before, wrong_host
 
 __all__ = ["logging_config"]
 
@@ -32,6 +37,10 @@ def logging_config(*, level: str, style: str) -> dict[str, Any]:
                 ],
             },
         },
+        "filters": {
+            filter_.__name__: {"()": partial(_given, filter_)}
+            for filter_ in (lost_connection, told_before, wrong_host)
+        },
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
@@ -39,10 +48,23 @@ def logging_config(*, level: str, style: str) -> dict[str, Any]:
             "django": {"handlers": [], "propagate": True},
             "django.server": {"handlers": [], "propagate": True},
             "_granian": {"handlers": ["stderr"], "propagate": False},
+            "django.request": {"filters": ["told_before"]},
+            "django.security.DisallowedHost": {"filters": ["wrong_host"]},
             # It tells each job at INFO, which is every few seconds.
             "procrastinate": {"level": "WARNING"},
+            "procrastinate.worker.worker": {"filters": ["lost_connection"]},
+            # It tells each attempt to connect; who asked for the connection tells it once.
+            "psycopg.pool": {"level": "ERROR"},
         },
     }
+
+
+Filter = Callable[[logging.LogRecord], bool]
+
+
+def _given(filter_: Filter) -> Filter:
+    """Django's LOGGING wants factories."""
+    return filter_
 
 
 def _rendering(style: str) -> list[Any]:

@@ -11,6 +11,7 @@ from django.http.response import HttpResponseBase
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from gateway.errors import busy
+from gateway.seldom import Seldom, first_line
 from registry.db.ids import uuid7
 from registry.db.tenancy import operator_transaction
 
@@ -28,13 +29,15 @@ class TransactionMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
+        self._seldom = Seldom()
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         with ExitStack() as stack:
             try:
                 stack.enter_context(operator_transaction())
             except OperationalError as error:
-                logger.warning("no transaction for a request: %s", error)
+                if self._seldom.is_due("database"):
+                    logger.warning("pages and the API cannot be had: %s", first_line(error))
                 return busy(request)
             response = self.get_response(request)
             if response.status_code >= 500:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,16 +20,21 @@ from gateway.apps import raise_walls
 from registry.db.direct import as_default, direct_connections, is_about_locks
 from registry.db.partitions import partitioned_tables
 from registry.db.roles import Raised, walls_raise
+from registry.db.tenancy import operator_transaction
 
 __all__ = [
     "SchemaBusyError",
+    "SchemaMissingError",
     "migrations_pending",
     "owners_connection",
     "partitions_count",
+    "schema_check",
     "schema_create",
     "statistics_begin",
     "walls_create",
 ]
+
+logger = logging.getLogger(__name__)
 
 APPLICATION_NAME = "mcp-gateway init_db"
 # Any number that no other program on the database uses; the same for every gateway process.
@@ -38,6 +44,51 @@ WAIT_SECONDS = 120.0
 
 class SchemaBusyError(Exception):
     """Others have been in the way for longer than one waits; the message says what to do."""
+
+
+class SchemaMissingError(Exception):
+    """Tables that this program needs are not there; the message says what to do."""
+
+
+def schema_check() -> None:
+    """SchemaMissingError without the tables of this program; the log hears of less.
+
+    For a process that serves or works, as whoever it acts for. Leaves no connection open.
+    """
+    try:
+        with operator_transaction():
+            _check_tables()
+            pending = migrations_pending()
+    finally:
+        if not connection.in_atomic_block:
+            connection.close()
+    if pending:
+        logger.warning(
+            "%d migration(s) of this program have not run, the first is %s: run init_db",
+            len(pending),
+            pending[0],
+        )
+
+
+def _check_tables() -> None:
+    models = apps.get_models(include_auto_created=True)
+    wanted = {model._meta.db_table for model in models if model._meta.managed}
+    with connection.cursor() as cursor:
+        cursor.execute(_TABLES, [sorted(wanted)])
+        missing = [name for (name,) in cursor.fetchall()]
+    if missing:
+        raise SchemaMissingError(
+            f"The database {connection.settings_dict['NAME']} lacks {len(missing)} of "
+            f"{len(wanted)} tables, such as {missing[0]}: run init_db, then start this again."
+        )
+
+
+_TABLES = """
+SELECT name FROM unnest(%s::text[]) AS name
+ WHERE NOT EXISTS (SELECT FROM pg_class WHERE relname = name AND relkind IN ('r', 'p')
+                      AND relnamespace = current_schema()::regnamespace)
+ ORDER BY name
+"""
 
 
 def migrations_pending() -> list[str]:

@@ -17,6 +17,8 @@ from procrastinate.contrib.django import app
 from procrastinate.jobs import DeleteJobCondition
 
 from gateway.jobs import PERIODIC, due_tasks_defer
+from gateway.schema import schema_check
+from gateway.seldom import Seldom, first_line
 from monitoring.logwriter.threads import process_writer
 from monitoring.schedule import tasks_sync
 from registry.db.crossing import cross_tenants
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # A job that is asked to stop does so between two steps, each bounded by its own time-out.
 GRACE_SECONDS = 5.0
+AWAY = "away"
 LONGEST_PAUSE_SECONDS = 30.0
 TICK_SECONDS = 1.0
 # A worker of another version that starts later may have removed rows of ours.
@@ -37,7 +40,8 @@ SYNC_SECONDS = 600.0
 def run_worker(*, concurrency: int, told: Callable[[str], object]) -> None:
     """Work until SIGTERM or SIGINT; a database that goes away is waited for.
 
-    CrossingError when it may not act for every tenant, PartitionsError when not as the owner.
+    CrossingError when it may not act for every tenant, PartitionsError when not as the owner,
+    SchemaMissingError without tables.
 
     Jobs are synchronous functions in threads, so `concurrency` is the number of database
     connections that jobs use; the queue, the schedule and the log writer take up to six more, and
@@ -53,15 +57,16 @@ async def _until_told(concurrency: int, told: Callable[[str], object]) -> None:
         loop.add_signal_handler(number, stop.set)
     told(f"Worker started, {concurrency} job(s) at a time. Ctrl-C stops it.")
     async with process_writer():
-        pause = 1.0
+        pause, seldom = 1.0, Seldom()
         while not stop.is_set():
             began = loop.time()
-            await _until_stopped_or_broken(concurrency, stop)
+            why = await _until_stopped_or_broken(concurrency, stop, seldom)
             if stop.is_set():
                 break
             if loop.time() - began > LONGEST_PAUSE_SECONDS:
                 pause = 1.0
-            logger.error("the worker lost the database; it tries again in %d s", pause)
+            if seldom.is_due(AWAY):
+                logger.error("the worker waits for the database: %s", why)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), pause)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
@@ -102,11 +107,15 @@ async def _queue() -> AsyncIterator[None]:
             yield
 
 
-async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event) -> None:
+async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event, seldom: Seldom) -> str:
+    """Work for as long as it goes; what ended it, in one line."""
     try:
         await asyncio.to_thread(cross_tenants)
+        await asyncio.to_thread(schema_check)
         await asyncio.to_thread(partitions_check)
         async with _queue():
+            if seldom.forget(AWAY):
+                logger.warning("the worker has the database again")
             worker = asyncio.create_task(
                 app.run_worker_async(
                     concurrency=concurrency,
@@ -125,4 +134,5 @@ async def _until_stopped_or_broken(concurrency: int, stop: asyncio.Event) -> Non
                 with suppress(asyncio.CancelledError):
                     await task
     except (exceptions.ConnectorException, psycopg.Error, Error, OSError) as error:
-        logger.warning("the job queue cannot be used: %s", error)
+        return first_line(error.__cause__ or error)
+    return "the job queue ended"

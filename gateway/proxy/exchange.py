@@ -21,10 +21,11 @@ from gateway.proxy.breaker import Permit
 from gateway.proxy.failures import Failure, error_body
 from gateway.proxy.gate import QueueFull, QueueTimeout
 from gateway.proxy.headers import request_headers, response_headers
-from gateway.proxy.memory import DATABASE_ERRORS
+from gateway.proxy.memory import DATABASE_ERRORS, SCHEMA_ERRORS
 from gateway.proxy.message import InvalidMessage, Message, check_headers, parse_message
 from gateway.proxy.route import Route
 from gateway.proxy.upstream import Upstream, invalid_answer
+from gateway.seldom import first_line
 from monitoring.logwriter import Denial, RequestRow, storable
 from registry.db.encryption import DecryptionError, decrypt_json
 from registry.db.ids import uuid7
@@ -128,16 +129,8 @@ class Exchange:
             raise
         except Failure as failure:
             await self._fail(failure)
-        except DATABASE_ERRORS as error:
-            logger.warning("the database does not answer: %s", error)
-            await self._fail(
-                Failure(
-                    503,
-                    "database_unavailable",
-                    "The gateway cannot reach its database. Try again in a few seconds.",
-                    retry_after=5,
-                )
-            )
+        except (*DATABASE_ERRORS, *SCHEMA_ERRORS) as error:
+            await self._fail(self._without_database(error))
         except Exception:
             logger.exception("request %s failed", self.request_id)
             await self._fail(
@@ -147,6 +140,21 @@ class Exchange:
                     "The gateway failed. Tell its operator the request id of this answer.",
                 )
             )
+
+    def _without_database(self, error: Exception) -> Failure:
+        """Calls are refused as long as it lasts, so the log has it once a minute."""
+        if isinstance(error, SCHEMA_ERRORS):
+            what, wait = (
+                "The gateway's database is not set up; its operator finds why in the log",
+                30,
+            )
+        else:
+            what, wait = "The gateway cannot reach its database", 5
+        if self.plane.seldom.is_due(what):
+            logger.warning("calls are refused: %s", first_line(error))
+        return Failure(
+            503, "database_unavailable", f"{what}. Try again in {wait} s.", retry_after=wait
+        )
 
     async def _handle(self) -> None:
         self._check_origin()

@@ -16,10 +16,11 @@ from typing import Generic, TypeVar
 
 import psycopg
 from django.db import OperationalError as DjangoOperationalError
+from psycopg import errors
 
 from gateway.proxy.contact import Contact, DatabaseAway, Era
 
-__all__ = ["DATABASE_ERRORS", "Memory"]
+__all__ = ["DATABASE_ERRORS", "SCHEMA_ERRORS", "Memory"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,13 @@ V = TypeVar("V")
 
 # What says that the database does not answer, rather than that a question was wrong.
 DATABASE_ERRORS = (psycopg.OperationalError, DjangoOperationalError, TimeoutError)
+# What says that the database is not set up, or for another version of this program.
+SCHEMA_ERRORS = (
+    errors.InsufficientPrivilege,
+    errors.UndefinedColumn,
+    errors.UndefinedFunction,
+    errors.UndefinedTable,
+)
 # Longer than the pool's own wait and a statement's usual time; past it the database is away.
 DATABASE_SECONDS = 5.0
 # A net under the notices, for changes made with triggers switched off (a restore, for instance):

@@ -27,13 +27,14 @@ from gateway.proxy.breaker import BreakerClient
 from gateway.proxy.contact import Contact
 from gateway.proxy.exchange import Exchange, Receive, Send
 from gateway.proxy.gauges import Gauges
-from gateway.proxy.memory import Memory
+from gateway.proxy.memory import SCHEMA_ERRORS, Memory
 from gateway.proxy.metrics import MetricsPage
 from gateway.proxy.orm import OrmThreads
 from gateway.proxy.route import Route, find_route
 from gateway.proxy.upstream import Upstreams
 from gateway.proxy.usage import Usage
 from gateway.proxy.watch import CHANNEL, Watch
+from gateway.seldom import Seldom, first_line
 from monitoring.logwriter import LogWriter
 from registry.db.ids import uuid7
 from registry.db.pool import Pool, async_pool
@@ -103,6 +104,8 @@ class DataPlane:
         self.in_progress = self.ended = 0  # exchanges on /mcp
         self._tasks: list[asyncio.Task[None]] = []
         self._was_misled = False
+        self.seldom = Seldom()
+        self._schema_lacks = ""  # what the last statement of the gauges did not find
 
     async def start(self) -> None:
         self._orm = OrmThreads()
@@ -252,6 +255,9 @@ class DataPlane:
     def _readiness(self) -> tuple[int, dict[str, str]]:
         """Ready is who can answer calls, be it from memory; since when the database is away."""
         contact = self.contact
+        if self._schema_lacks:
+            sentence = f"The database is not set up: {self._schema_lacks}. Run init_db."
+            return 503, {"status": "unavailable", "reason": "schema", "message": sentence}
         if contact.is_reachable:
             return 200, {"status": "ok"}
         since = {"database_away_since": contact.lost_at.isoformat()} if contact.lost_at else {}
@@ -261,7 +267,12 @@ class DataPlane:
 
     async def _write_gauges(self) -> None:
         await self.upstreams.close_idle()
-        await self.gauges.write(self.pool, self.upstreams.all(), self.log.backlog)
+        try:
+            await self.gauges.write(self.pool, self.upstreams.all(), self.log.backlog)
+        except SCHEMA_ERRORS as error:
+            self._schema_lacks = first_line(error)
+            raise
+        self._schema_lacks = ""
         if self.contact.is_reachable:  # else calls still go to the breakers in memory
             await self.breaker.settle()
 
@@ -284,6 +295,9 @@ def _names_a_change(label: str) -> bool:
     return label in TOLD_OF
 
 
+_untold = Seldom()
+
+
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
     """Repeat for ever; a database that is away is met again at the next round.
 
@@ -294,6 +308,9 @@ async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except (psycopg.Error, DatabaseError) as error:
-            logger.warning("%s waits for the database: %s", work.__name__, error)
+            if _untold.is_due(type(error).__name__):
+                logger.warning(
+                    "figures of this process wait for the database: %s", first_line(error)
+                )
         except Exception:
             logger.exception("%s failed", work.__name__)

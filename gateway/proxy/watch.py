@@ -14,6 +14,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
 from gateway.proxy.contact import Contact
+from gateway.seldom import first_line
 from registry.db.pool import async_direct_connection
 
 __all__ = ["CHANNEL", "Watch"]
@@ -74,7 +75,7 @@ class Watch:
             logger.exception("listening failed")
             why = error
         if self._contact.era is not None:
-            logger.warning("the gateway lost its listening connection: %s", why)
+            logger.warning("the gateway lost its listening connection: %s", _words(why))
             self._contact.lost()
             await asyncio.sleep(FIRST_PAUSE)  # most often it can simply be made again
             return
@@ -135,15 +136,21 @@ class Watch:
         except ERRORS as error:
             self._contact.away()
             if not was_away:
-                logger.warning("the database is away, calls go on from memory: %s", error)
+                logger.warning(
+                    "the database is away, calls go on from memory: %s", first_line(error)
+                )
             return
         self._contact.reachable()
         if not was_reachable:
             logger.warning(
                 "no connection that hears of changes, so each call asks the database: %s. "
                 "Check DATABASE_DIRECT_URL and the server's max_connections",
-                why,
+                _words(why),
             )
+
+
+def _words(why: object) -> str:
+    return first_line(why) if isinstance(why, Exception) else "it ended"
 
 
 def _mark() -> str:

@@ -9,6 +9,7 @@ from django.core.management import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError
 
 from gateway.listening import check_address
+from gateway.schema import SchemaMissingError, schema_check
 from gateway.server import serve
 from registry.db.crossing import CrossingError, crossing_check
 
@@ -40,9 +41,11 @@ class Command(BaseCommand):
                 "Set SECRET_KEY and ENCRYPTION_KEYS: in production the gateway does not run on "
                 "secrets that it made itself."
             )
+        port = check_address(host, port)
         try:
             with suppress(OperationalError):  # away: calls are answered with 503 until it is back
                 crossing_check()
-        except CrossingError as error:
+                schema_check()
+        except (CrossingError, SchemaMissingError) as error:
             raise CommandError(str(error)) from None
-        serve(host=host, port=check_address(host, port), workers=workers)
+        serve(host=host, port=port, workers=workers)

@@ -3,6 +3,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from gateway.schema import SchemaMissingError
 from gateway.worker import run_worker
 from registry.db.crossing import CrossingError
 from registry.db.partitions import PartitionsError
@@ -26,5 +27,5 @@ class Command(BaseCommand):
             )
         try:
             run_worker(concurrency=concurrency, told=self.stdout.write)
-        except (CrossingError, PartitionsError) as error:
+        except (CrossingError, PartitionsError, SchemaMissingError) as error:
             raise CommandError(str(error)) from None

@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
+import httpx2
 import pytest
 from django.apps import apps
 from django.contrib.postgres.signals import get_citext_oids, get_hstore_oids
 from django.core.management import CommandError, call_command
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations.recorder import MigrationRecorder
 from django.db.models.signals import post_migrate
 from psycopg import sql
 
 from gateway import cli, schema
 from registry.db import direct
 from registry.db.partitions import read_partitions
+from tests.integration.gateway.conftest import Scene, wait_until
 from tests.walls import logged_in_as_app
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -122,6 +126,57 @@ def test_a_first_installation_needs_the_owner_alone(nobody_yet: None, capsys: An
     assert "-- Nothing is missing." in capsys.readouterr().out
     call_command("setup_enhanced", with_performance=True)
     assert "The database is ready." in capsys.readouterr().out
+
+
+@contextmanager
+def missing(table: str) -> Iterator[None]:
+    def rename(old: str, new: str) -> None:
+        with connection.cursor() as cursor:
+            names = map(sql.Identifier, (old, new))
+            cursor.execute(sql.SQL("ALTER TABLE {} RENAME TO {}").format(*names))
+
+    rename(table, "elsewhere")
+    try:
+        yield
+    finally:
+        rename("elsewhere", table)
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_nothing_starts_without_the_schema(
+    command: str, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.SECRETS_ARE_OWN = True
+    monkeypatch.setattr("gateway.management.commands.serve.serve", pytest.fail)
+    monkeypatch.setattr("gateway.worker.partitions_check", pytest.fail)
+    options = {"port": 0} if command == "serve" else {}
+    with missing("server_prompts"), pytest.raises(CommandError, match="run init_db, then start"):
+        call_command(command, **options)
+
+
+def test_a_migration_that_did_not_run_is_told_and_no_more(caplog: Any) -> None:
+    with transaction.atomic():
+        MigrationRecorder.Migration.objects.filter(app="security").order_by("-id")[0].delete()
+        schema.schema_check()
+        transaction.set_rollback(True)
+    assert re.search(r"1 migration\(s\) .* the first is security\.0.*: run init_db", caplog.text)
+
+
+def test_calls_and_the_probe_say_so_when_tables_are_gone(scene: Scene, caplog: Any) -> None:
+    def ready() -> httpx2.Response:
+        return httpx2.get(f"{scene.url}/health/ready", trust_env=False)
+
+    with missing("connection_pools"):
+        answer = wait_until(lambda: (a := ready()).status_code == 503 and a)
+        assert answer.json()["reason"] == "schema"
+        assert "Run init_db." in answer.json()["message"]
+    wait_until(lambda: ready().status_code == 200)
+    with missing("enhanced_api_keys"):
+        refused = [scene.send() for _ in range(3)]
+    assert {r.json()["error"]["data"]["reason"] for r in refused} == {"database_unavailable"}
+    assert caplog.text.count("calls are refused: ") == 1
+    assert caplog.text.count("figures wait for the database") <= 1
+    assert "Traceback" not in caplog.text
 
 
 def test_sql_for_a_dba_wants_to_know_whose_server(settings: Any) -> None:
