@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Any
 
@@ -11,13 +10,12 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
 django_application = get_asgi_application()
 
-from gateway.proxy.exchange import Receive, Send  # noqa: E402  (needs the apps loaded)
+from gateway.control import ControlPlane  # noqa: E402  (needs the apps loaded)
+from gateway.proxy.exchange import Receive, Send  # noqa: E402
 from gateway.proxy.plane import DataPlane  # noqa: E402
 
 plane = DataPlane()
-# The control plane opens a connection a request: more at once wait, so that it cannot take all of
-# PostgreSQL's, which the data plane needs.
-django_places = asyncio.Semaphore(16)
+control = ControlPlane(django_application, plane.contact)  # type: ignore[arg-type]  # plain dicts
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -27,8 +25,7 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
     elif scope["type"] == "http" and _is_data_plane(scope["path"]):
         await plane(scope, receive, send)
     elif scope["type"] == "http":
-        async with django_places:
-            await django_application(scope, receive, send)  # type: ignore[arg-type]  # plain dicts
+        await control(scope, receive, send)
     else:
         await send({"type": "websocket.close", "code": 1008})
 

@@ -6,10 +6,12 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
+from typing import NoReturn
 
-__all__ = ["PARENT_VARIABLE", "die_with", "die_with_named_parent"]
+__all__ = ["PARENT_VARIABLE", "die_with", "die_with_named_parent", "leave", "leave_within"]
 
 PARENT_VARIABLE = "GATEWAY_PARENT_PID"
 GRACE_SECONDS = 15
@@ -29,6 +31,23 @@ def die_with(parent: int) -> None:
     children from seeing that they are the last to use the embedded database.
     """
     threading.Thread(target=_watch, args=(parent,), name="lifeline", daemon=True).start()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process at once, whatever its threads wait for: Python would wait for them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def leave_within(seconds: float) -> None:
+    """Have this process end by then, with status 0 if it must be made to."""
+
+    def wait() -> None:
+        time.sleep(seconds)
+        leave(0)
+
+    threading.Thread(target=wait, name="leave", daemon=True).start()
 
 
 def _watch(parent: int) -> None:

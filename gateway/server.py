@@ -10,13 +10,15 @@ from granian import Granian
 from granian.constants import Interfaces
 from granian.log import LogLevels
 
-from gateway.lifeline import die_with
+from gateway.lifeline import die_with, leave_within
 
 __all__ = ["serve"]
 
 # Two deaths within it count as a crash loop, and the server gives up.
 RESPAWN_SECONDS = 0.5
-STOP_SECONDS = 10  # for requests in flight, a stream for instance; then a worker is killed
+STOP_SECONDS = 12  # for requests in flight, a stream for instance; then a worker is killed
+# Once all is said and done, for threads that wait for a database that says nothing.
+THREADS_SECONDS = 1.0
 
 
 def serve(*, host: str, port: int, workers: int) -> None:
@@ -42,4 +44,9 @@ def _load() -> Any:
     die_with(os.getppid())
     from gateway.asgi import application
 
-    return application
+    async def leaving(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await application(scope, receive, send)
+        if scope["type"] == "lifespan":
+            leave_within(THREADS_SECONDS)
+
+    return leaving

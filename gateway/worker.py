@@ -17,6 +17,7 @@ from procrastinate.contrib.django import app
 from procrastinate.jobs import DeleteJobCondition
 
 from gateway.jobs import PERIODIC, due_tasks_defer
+from gateway.lifeline import leave
 from gateway.schema import schema_check
 from gateway.seldom import Seldom, first_line
 from monitoring.logwriter.threads import process_writer
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 # A job that is asked to stop does so between two steps, each bounded by its own time-out.
 GRACE_SECONDS = 5.0
 AWAY = "away"
+# And for the queue to say so; a server that is frozen would hold up the worker's end for good.
+QUEUE_SECONDS = GRACE_SECONDS + 2.0
 LONGEST_PAUSE_SECONDS = 30.0
 TICK_SECONDS = 1.0
 # A worker of another version that starts later may have removed rows of ours.
@@ -57,20 +60,32 @@ async def _until_told(concurrency: int, told: Callable[[str], object]) -> None:
         loop.add_signal_handler(number, stop.set)
     told(f"Worker started, {concurrency} job(s) at a time. Ctrl-C stops it.")
     async with process_writer():
-        pause, seldom = 1.0, Seldom()
-        while not stop.is_set():
-            began = loop.time()
-            why = await _until_stopped_or_broken(concurrency, stop, seldom)
-            if stop.is_set():
-                break
-            if loop.time() - began > LONGEST_PAUSE_SECONDS:
-                pause = 1.0
-            if seldom.is_due(AWAY):
-                logger.error("the worker waits for the database: %s", why)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), pause)
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+        work = asyncio.create_task(_until_stopped(concurrency, stop))
+        waiting = asyncio.create_task(stop.wait())
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        _, late = await asyncio.wait({work}, timeout=QUEUE_SECONDS)
+    if late:
+        logger.error("the worker stops without an answer of PostgreSQL")
+        leave(1)
+    work.result()
     told("Worker stopped.")
+
+
+async def _until_stopped(concurrency: int, stop: asyncio.Event) -> None:
+    pause, seldom, clock = 1.0, Seldom(), asyncio.get_running_loop().time
+    while not stop.is_set():
+        began = clock()
+        why = await _until_stopped_or_broken(concurrency, stop, seldom)
+        if stop.is_set():
+            break
+        if clock() - began > LONGEST_PAUSE_SECONDS:
+            pause = 1.0
+        if seldom.is_due(AWAY):
+            logger.error("the worker waits for the database: %s", why)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause)
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
 async def _schedule() -> None:

@@ -1,9 +1,9 @@
 """The data plane's side of the circuit breaker: consult before a call, tell the outcome after.
 
 The state comes with the remembered route, which a notice drops when the row's state changes. A
-count of failures tells nobody: the process that saw one has the route read again, so the count comes
-with the next call and ends the streak with its next success. Another process goes on believing
-that there were none, at most until it reads the route again.
+count of failures tells nobody: the process that saw one has the route read again, so the count
+comes with the next call and ends the streak with its next success. Another process goes on
+believing that there were none, at most until it reads the route again.
 
 A healthy call of a closed breaker without failures touches no row; what it adds to the totals is
 kept here until something has to be written anyway. While PostgreSQL is away outcomes go to a

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connections
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Error
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -17,8 +17,21 @@ from registry.db.tenancy import begin_as_operator
 __all__ = ["Pool", "async_direct_connection", "async_pool"]
 
 RECONNECT_SECONDS = 5.0
+# For a statement that nobody waits for any more to be called off.
+CANCEL_SECONDS = 1.0
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+
+
+class _Connection(AsyncConnection[TupleRow]):
+    """One whose callers may give up: psycopg would ask a silent server for ten seconds more."""
+
+    async def cancel_safe(self, *, timeout: float = CANCEL_SECONDS) -> None:  # noqa: ASYNC109
+        try:
+            await super().cancel_safe(timeout=min(timeout, CANCEL_SECONDS))
+        except Error:
+            self.pgconn.finish()  # or it would be waited for until the statement ends
+            raise
 
 
 class _OperatorPool(AsyncConnectionPool[AsyncConnection[TupleRow]]):
@@ -57,6 +70,7 @@ def async_pool(*, max_size: int, timeout: float, using: str = "default") -> Pool
     server, so that a transaction pooler may stand between.
     """
     return _OperatorPool(
+        connection_class=_Connection,
         kwargs={
             **_parameters(connections[using].settings_dict),
             "autocommit": True,
@@ -77,7 +91,7 @@ async def async_direct_connection(*, application_name: str) -> AsyncConnection[T
     """An autocommit connection with a session of its own, as LISTEN needs: past a pooler."""
     database = connections["default"].settings_dict | (settings.DATABASE_DIRECT or {})
     parameters = _parameters(database) | {"application_name": application_name}
-    return await AsyncConnection.connect(**parameters, autocommit=True, prepare_threshold=None)
+    return await _Connection.connect(**parameters, autocommit=True, prepare_threshold=None)
 
 
 def _parameters(database: dict[str, Any]) -> dict[str, Any]:
