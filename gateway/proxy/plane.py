@@ -36,6 +36,7 @@ from gateway.proxy.usage import Usage
 from gateway.proxy.watch import CHANNEL, Watch
 from gateway.seldom import Seldom, first_line
 from monitoring.logwriter import LogWriter
+from monitoring.logwriter.threads import writer_share
 from registry.db.ids import uuid7
 from registry.db.pool import Pool, async_pool
 from security.authentication import proves
@@ -114,6 +115,7 @@ class DataPlane:
         await self.pool.open()
         self.log = LogWriter(self.pool, gauges=self.upstreams.connections)
         self.log.start()
+        writer_share(self.log)
         self.metrics = MetricsPage(self)
         watch = Watch(self.contact, forget=self.forget, announce=self._announce, back=self._back)
         self._tasks = [
@@ -130,6 +132,7 @@ class DataPlane:
         A server that is frozen would hold up each of them for good; what is not done in time is
         left alone, not called off, as that would ask the same server again.
         """
+        writer_share(None)
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=CALL_OFF_SECONDS)

@@ -1,4 +1,4 @@
-"""Refused calls in the audit log: every one counted, a flood of them no flood of rows.
+"""Refused calls and logins in the audit log: every one counted, a flood of them no flood of rows.
 
 A caller's first denial for a reason is a row at once. What it repeats is one row a minute with
 a count, and so on until a minute passes without. That row's first version, with the count 1, is
@@ -23,14 +23,16 @@ __all__ = ["Denial", "Denials"]
 WINDOW_SECONDS = 60.0
 MAX_SLOTS = 1000
 ACTION = "call.deny"
+LOGIN = "session.deny"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denial:
-    """One refused call: what is known of who asked for what, and why not."""
+    """One refused call or login: what is known of who asked for what, and why not."""
 
     reason: str
     message: str
+    action: str = ACTION
     method: str = ""
     tool: str = ""
     server: str = ""
@@ -42,14 +44,18 @@ class Denial:
     request_id: UUID | None = None
     ip_address: str | None = None
     user_agent: str = ""
+    username: str = ""  # of a login, as it was typed
 
     def row(self, at: datetime) -> AuditRow:
-        details = {
-            "reason": self.reason,
+        asked = {
             "method": self.method,
             "tool": self.tool,
             "server": self.server,
             "key_prefix": self.key_prefix,
+        }
+        details = {
+            "reason": self.reason,
+            **({"username": self.username} if self.action == LOGIN else asked),
             "count": 1,
             "first": at.isoformat(),
             "last": at.isoformat(),
@@ -59,7 +65,8 @@ class Denial:
             tenant_id=self.tenant_id,
             user_id=self.user_id,
             api_key_id=self.api_key_id,
-            action=ACTION,
+            action=self.action,
+            service_name="admin" if self.action == LOGIN else "proxy",
             resource_type="mcp_servers" if self.server_id else "",
             resource_id=str(self.server_id or ""),
             details=details,
@@ -89,7 +96,7 @@ class Denials:
 
     def note(self, denial: Denial, *, at: datetime) -> None:
         """Count one denial."""
-        key: Key = (denial.api_key_id or denial.ip_address, denial.reason)
+        key: Key = (denial.api_key_id or denial.ip_address, f"{denial.action} {denial.reason}")
         if key not in self._slots and len(self._slots) >= MAX_SLOTS:
             key, denial = _OTHERS, _anybody(denial)
         if key not in self._slots:

@@ -1,4 +1,4 @@
-"""The log writer for code that runs in threads: the worker's jobs, and commands.
+"""The log writer for code that runs in threads: pages, the worker's jobs, and commands.
 
 A process that goes on running has one writer, which lives in its event loop (`process_writer`);
 threads leave their rows there. Without one, in a command that ends soon, the rows are written at
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 from asgiref.sync import async_to_sync
 
+from monitoring.logwriter.denials import Denial
 from monitoring.logwriter.rows import MetricRow
 from monitoring.logwriter.writer import LogWriter
 from registry.db.pool import async_pool
 from registry.metrics import Measured
 
-__all__ = ["metrics_write", "process_writer"]
+__all__ = ["denial_leave", "metrics_write", "process_writer", "writer_share"]
 
 POOL_WAIT_SECONDS = 3.0
 
@@ -35,13 +37,13 @@ class _Current:
         with self._lock:
             self._place = place
 
-    def take(self, rows: Sequence[MetricRow]) -> bool:
-        """Leave rows with it; False where there is none."""
+    def take(self, leave: Callable[[LogWriter], None]) -> bool:
+        """Have something left with it; False where there is none."""
         with self._lock:
             if self._place is None:
                 return False
             loop, writer = self._place
-            loop.call_soon_threadsafe(_put, writer, rows)
+            loop.call_soon_threadsafe(leave, writer)
             return True
 
 
@@ -55,11 +57,21 @@ async def process_writer() -> AsyncIterator[None]:
     ImproperlyConfigured if the spool's folder is unusable.
     """
     async with _writer() as writer:
-        _current.set((asyncio.get_running_loop(), writer))
+        writer_share(writer)
         try:
             yield
         finally:
-            _current.set(None)
+            writer_share(None)
+
+
+def writer_share(writer: LogWriter | None) -> None:
+    """Let threads leave rows with the writer of this event loop; None: not any more."""
+    _current.set((asyncio.get_running_loop(), writer) if writer else None)
+
+
+def denial_leave(denial: Denial, *, at: datetime) -> bool:
+    """Leave a refusal with the writer of this process; False where there is none."""
+    return _current.take(lambda writer: writer.deny(denial, at=at))
 
 
 def metrics_write(rows: Sequence[Measured]) -> None:
@@ -74,7 +86,7 @@ def metrics_write(rows: Sequence[Measured]) -> None:
         )
         for row in rows
     ]
-    if not _current.take(made):
+    if not _current.take(lambda writer: _put(writer, made)):
         async_to_sync(_write_now)(made)
 
 

@@ -211,3 +211,36 @@ def test_what_indexes_cover_moves_once_a_minute_at_most(browser):
     store.set_expiry(3600)  # an end that is drawn nearer is written at once
     store.save()
     assert rows.get().expires_at < now() + timedelta(hours=2)
+
+
+# ---------------------------------------------------------------- the audit log hears of it
+
+
+def test_a_login_and_its_end_are_audited(browser, user):
+    entry = AuditLog.objects.get(action="session.login")
+    assert (entry.user_id, entry.resource_id) == (user.pk, str(user.pk))
+    assert (entry.ip_address, entry.user_agent, entry.success) == (
+        "203.0.113.7",
+        "Browser/1.0",
+        True,
+    )
+    assert browser.post("/admin/logout/").status_code in {200, 302}
+    assert AuditLog.objects.get(action="session.logout").user_id == user.pk
+    browser.post("/admin/logout/")
+    assert AuditLog.objects.filter(action="session.logout").count() == 1
+
+
+@pytest.mark.parametrize("name", ["known", "nobody"])
+def test_a_refused_login_is_audited_without_what_was_typed_as_password(user, name):
+    typed = user.username if name == "known" else "nobody\0" + "x" * 300
+    answer = Client(REMOTE_ADDR="203.0.113.8").post(
+        "/admin/login/", {"username": typed, "password": "guessed-4717"}
+    )
+    assert answer.status_code == 200
+    if name == "nobody":  # the form refuses it before anybody is asked
+        assert not AuditLog.objects.filter(action="session.deny").exists()
+        return
+    entry = AuditLog.objects.get(action="session.deny")
+    assert (entry.user_id, entry.success, entry.ip_address) == (None, False, "203.0.113.8")
+    assert (entry.details["username"], entry.details["count"]) == (user.username, 1)
+    assert "guessed-4717" not in str(AuditLog.objects.values())
