@@ -13,7 +13,7 @@ WALLS = (
     # ordered scans.
     Wall(
         table="mcp_servers",
-        read="coalesce(tenant_id = {tenant}, tenant_id IS NULL)",
+        read="coalesce(tenant_id = {tenant}, tenant_id IS NULL) AND {tenant} IS NOT NULL",
         change="tenant_id = {tenant}",
         secret=("credentials",),
     ),
@@ -24,7 +24,8 @@ WALLS = (
     Wall(table="server_metrics", read=OF_VISIBLE_SERVER),
     Wall(
         table="system_configs",
-        read="tenant_id = {tenant} OR (tenant_id IS NULL AND NOT is_sensitive)",
+        read="(tenant_id = {tenant} OR (tenant_id IS NULL AND NOT is_sensitive))"
+        " AND {tenant} IS NOT NULL",
         change="tenant_id = {tenant}",
         secret=("value",),
     ),

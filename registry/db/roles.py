@@ -107,11 +107,16 @@ def walls_raise(*, using: str = "default") -> Raised:
         return Raised(done, refused, walled=False)
     for table in _tables(using):
         try:
-            done += _retried(lambda name=table: _make_table(using, name))  # type: ignore[misc]
+            made = _retried(lambda name=table: _make_table(using, name))  # type: ignore[misc]
         except DatabaseError as error:
             if not isinstance(error.__cause__, errors.InsufficientPrivilege):
                 raise
-            refused += tuple(_table_steps(using, table))  # somebody else's table
+            made = 0  # somebody else's table
+            refused += tuple(_table_steps(using, table))
+        if made:  # of who may not grant what it holds, PostgreSQL takes it, warns and does nothing
+            left = tuple(_table_steps(using, table))
+            made, refused = made - len(left), refused + left
+        done += made
     done += _retried(lambda: _make_rest(using))
     # Of who does not own the schema PostgreSQL takes these, warns and does nothing.
     left = tuple(_schema_steps(using))
@@ -250,6 +255,7 @@ class _Role:
     can_login: bool
     inherits: bool
     bypasses: bool
+    is_super: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +273,8 @@ class _Cluster:
 
 
 _ROLES = """
-SELECT rolname, rolcanlogin, rolinherit, rolbypassrls FROM pg_roles WHERE rolname = ANY(%s)
+SELECT rolname, rolcanlogin, rolinherit, rolbypassrls, rolsuper FROM pg_roles
+ WHERE rolname = ANY(%s)
 """
 _MEMBERS_15 = """
 SELECT role.rolname, member.rolname, member.rolinherit
@@ -349,12 +356,22 @@ def _missing_roles(cluster: _Cluster) -> Iterator[Step]:
     app = cluster.roles.get(APP_ROLE)
     if app is None:
         yield _making(APP_ROLE, "CREATE ROLE {role} LOGIN NOINHERIT")
-    elif app.inherits or app.bypasses:
-        # With the operator's rights by inheritance it would see every tenant at any time.
-        yield _step("ALTER ROLE {role} NOINHERIT NOBYPASSRLS", role=sql.Identifier(APP_ROLE))
+    else:
+        yield from _wrong_attributes(app)
     for name in (OPERATOR_ROLE, READER_ROLE):
         if name not in cluster.roles:
             yield _making(name, "CREATE ROLE {role} NOLOGIN")
+
+
+def _wrong_attributes(app: _Role) -> Iterator[Step]:
+    role = sql.Identifier(APP_ROLE)
+    if app.is_super:  # alone: who is no superuser may not even name it
+        yield _step("ALTER ROLE {role} NOSUPERUSER", role=role)
+    if app.inherits or app.bypasses:
+        # With the operator's rights by inheritance it would see every tenant at any time.
+        yield _step("ALTER ROLE {role} NOINHERIT NOBYPASSRLS", role=role)
+    if not app.can_login:
+        yield _step("ALTER ROLE {role} LOGIN", role=role)
 
 
 def _missing_memberships(cluster: _Cluster) -> Iterator[Step]:

@@ -28,7 +28,7 @@ _TENANT = sql.SQL("(SELECT nullif(current_setting('gateway.tenant_id', true), ''
 # or two: there EXISTS is one look-up, and IN would read all of a tenant's servers.
 OF_VISIBLE_SERVER: LiteralString = (
     "server_id IN (SELECT server.id FROM mcp_servers AS server"
-    " WHERE server.tenant_id = {tenant} OR server.tenant_id IS NULL)"
+    " WHERE (server.tenant_id = {tenant} OR server.tenant_id IS NULL) AND {tenant} IS NOT NULL)"
 )
 OF_OWN_SERVER: LiteralString = (
     "EXISTS (SELECT FROM mcp_servers AS server"

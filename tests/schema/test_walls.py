@@ -16,6 +16,7 @@ from registry.db import roles
 from registry.db.partitions import partitions_make, read_partitions
 from registry.db.tenancy import APP_ROLE, OPERATOR_ROLE, READER_ROLE
 from registry.db.walls import walls
+from tests.factories import MCPServerFactory, ServerToolFactory, SystemConfigFactory
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("walls")]
 
@@ -90,6 +91,28 @@ def test_a_partition_is_reached_through_its_parent_only() -> None:
         rows("ALTER DEFAULT PRIVILEGES REVOKE SELECT " + granted.format("FROM"))
         newest = read_partitions(connection, "audit_logs")[-1]
         rows(f'DROP TABLE "{newest.name}"')
+
+
+@pytest.mark.parametrize("wrong", ["SUPERUSER", "BYPASSRLS", "INHERIT", "NOLOGIN"])
+def test_an_application_that_could_pass_the_walls_is_put_right(wrong: str, repaired: None) -> None:
+    rows(f"ALTER ROLE {APP_ROLE} {wrong}")
+    opposite = wrong.removeprefix("NO") if wrong == "NOLOGIN" else f"NO{wrong}"
+    assert any(opposite in step.text() for step in roles.roles_missing())
+    assert roles.walls_raise().is_complete
+    assert roles.roles_missing() == ()
+
+
+def test_without_a_tenant_the_application_sees_no_row() -> None:
+    """Not even what all tenants share."""
+    with transaction.atomic():
+        server = MCPServerFactory(tenant=None)
+        ServerToolFactory(server=server)
+        SystemConfigFactory(tenant=None)
+        rows(f"SET LOCAL ROLE {APP_ROLE}")
+        for wall in walls():
+            count = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(wall.table))
+            assert rows(count) == [(0,)], wall.table  # type: ignore[arg-type]
+        transaction.set_rollback(True)
 
 
 def test_the_application_does_not_have_the_operators_rights_by_itself() -> None:
