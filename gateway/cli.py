@@ -7,6 +7,7 @@ import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 
+import gateway
 from gateway.lifeline import die_with_named_parent
 from gateway.seldom import first_line
 
@@ -52,6 +53,9 @@ def _run(arguments: list[str]) -> int:
     from registry.db.crossing import CrossingError
     from registry.db.embedded import EmbeddedError
 
+    if arguments[1:] in (["--version"], ["version"]):  # Django would tell its own
+        sys.stdout.write(f"{gateway.__version__}\n")
+        return 0
     try:
         django.setup()
         if _is_unknown(arguments):
