@@ -135,7 +135,7 @@ def _lay_out(
     first_run = embedded and not User.objects.exists()
     password = development.admin_password(folder=settings.LOCAL_DIR, may_reset=embedded)
     if seed or (seed is None and first_run):
-        on_step("Adding development data")
+        on_step("Adding development data (invented; --no-seed leaves it out)")
         with acting_as_owner():
             _run("seed_dev_data", verbosity=0)  # its keys are shown once, and not in a log
     key = development.development_key(folder=settings.LOCAL_DIR, tenant=tenant)
