@@ -18,6 +18,7 @@ from monitoring.models import (
     PerformanceAlert,
     RequestLogEntry,
     ScheduledTask,
+    TaskOutcome,
 )
 from monitoring.retention.tables import RETAINED
 from registry.api.base import OwnServerField
@@ -194,6 +195,9 @@ class MaterializedViewSerializer(serializers.ModelSerializer[MaterializedView]):
 class ScheduledTaskSerializer(serializers.ModelSerializer[ScheduledTask]):
     state = serializers.CharField(
         read_only=True, help_text="running, queued, paused, failed, cut off, ok or not run yet."
+    )
+    last_outcome = serializers.ChoiceField(
+        choices=TaskOutcome.choices, read_only=True, allow_blank=True, help_text="Empty: none yet."
     )
 
     class Meta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import django_filters
@@ -16,7 +16,13 @@ from rest_framework.views import APIView
 
 from registry.models import HealthStatus, MCPServer, ServerTool, Transport
 
-__all__ = ["StrictFilterBackend", "TenantFilter", "TruthFilter", "refuse_unknown"]
+__all__ = [
+    "StrictFilterBackend",
+    "TenantFilter",
+    "TruthFilter",
+    "refuse_empty",
+    "refuse_unknown",
+]
 
 PAGING = frozenset({"cursor", "page_size"})
 TEXTS = (django_filters.CharFilter,)
@@ -40,7 +46,7 @@ class StrictFilterBackend(DjangoFilterBackend):  # type: ignore[misc]
         names |= PAGING if getattr(view, "paginator", None) else frozenset()
         refuse_unknown(request, known=names | getattr(view, "parameters", frozenset()))
         if found:
-            _refuse_empty(request, found.base_filters)
+            refuse_empty(request, _with_a_value(found.base_filters))
         filtered: QuerySet[Any] = super().filter_queryset(request, queryset, view)
         return filtered
 
@@ -53,17 +59,18 @@ def refuse_unknown(request: Request, *, known: frozenset[str]) -> None:
         raise ValidationError({name: [f"No such parameter. {hint}"] for name in sorted(unknown)})
 
 
-def _refuse_empty(request: Request, filters: Mapping[str, django_filters.Filter]) -> None:
-    """400 for a filter that is given no value: the library would take it for no filter at all."""
-    empty = [
-        name
-        for name, filter_ in filters.items()
-        if request.query_params.get(name) == "" and not isinstance(filter_, TEXTS)
-    ]
+def refuse_empty(request: Request, names: Iterable[str]) -> None:
+    """400 for each parameter of `names` without a value: the libraries would pass over it."""
+    empty = [name for name in names if request.query_params.get(name) == ""]
     if empty:
         raise ValidationError(
             {name: ["Write a value, or leave the parameter out."] for name in empty}
         )
+
+
+def _with_a_value(filters: Mapping[str, django_filters.Filter]) -> Iterator[str]:
+    """The filters that an empty text is no value of."""
+    return (name for name, filter_ in filters.items() if not isinstance(filter_, TEXTS))
 
 
 @extend_schema_field(OpenApiTypes.BOOL)

@@ -14,7 +14,7 @@ from rest_framework.response import Response
 from registry import services
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
 from registry.api.callers import actor_of, caller_of
-from registry.api.filters import MCPServerFilter, ServerToolFilter
+from registry.api.filters import MCPServerFilter, ServerToolFilter, refuse_empty
 from registry.api.schema import table_of
 from registry.api.serializers import (
     DiscoverySerializer,
@@ -105,6 +105,7 @@ class ServerDiscoveryView(GenericAPIView[MCPServer]):
     )
     def get(self, request: Request) -> Response:
         readable = cast("MCPServerQuerySet", self.filter_queryset(_shown()))
+        refuse_empty(request, self.parameters)
         asked = DiscoverySerializer(data=request.query_params, context={"request": request})
         asked.is_valid(raise_exception=True)
         servers = readable.fastest(
