@@ -429,6 +429,7 @@ _WATCHED = [
             "id": "bench.id('run', i)",
             "started_at": "%(at)s - i * interval '4 hours'",
             "outcome": "'done'",
+            "statements": "'[]'",
         },
     ),
 ]
