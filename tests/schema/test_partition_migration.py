@@ -91,7 +91,7 @@ def test_every_row_is_carried_over_and_back(plain: None) -> None:
         call_command("migrate", verbosity=0)
         assert kinds() == {"p"}
         assert rows() == before
-        assert indexes() == names
+        assert set(names) < set(indexes())  # later migrations add some
         assert run("SELECT count(*) FROM trial") == [(4,)]
         assert run("SELECT obj_description('trial'::regclass)") == [("kept",)]
         assert run("SELECT to_regclass('request_logs_plain')") == [(None,)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging.config
 
 import pytest
-from django.test import AsyncClient
+from django.test import Client
 from procrastinate import exceptions
 
 from gateway.logs import logging_config
@@ -28,9 +28,9 @@ def test_what_libpq_says_is_cut_to_its_first_line() -> None:
 
 
 @pytest.mark.django_db
-async def test_a_wrong_host_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_host_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     logging.config.dictConfig(logging_config(level="INFO", style="text"))
-    answer = await AsyncClient().get("/admin/", headers={"host": "elsewhere.example.org"})
+    answer = Client().get("/admin/", headers={"host": "elsewhere.example.org"})
     assert answer.status_code == 400
     said = capsys.readouterr().err.splitlines()
     assert len([line for line in said if line.strip()]) == 1

@@ -269,7 +269,7 @@ def test_a_worker_that_could_make_no_partitions_does_not_start(
     async def started() -> None:
         raise AssertionError("it started")
 
-    monkeypatch.setattr(worker, "_queue_what_is_due_at_start", started)
+    monkeypatch.setattr(worker, "_schedule", started)
     settings.DEBUG = True  # with the secrets of development
     owner = {"USER": connection.settings_dict["USER"]}
     settings.DATABASE_MAINTENANCE = None

@@ -609,6 +609,7 @@ def test_a_full_disk_is_told_once_and_not_for_each_row(tmp_path, proxy, monkeypa
 
     written(work, tmp_path, pool_through(proxy))
     assert caplog.text.count("wait in memory") == 1
+    written(put(), tmp_path)  # whoever comes next loads what went to files in the end
     assert counted_denials() == 50
 
 

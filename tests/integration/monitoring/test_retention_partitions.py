@@ -203,6 +203,7 @@ def test_sizes_and_index_use_count_partitions_as_their_parent() -> None:
         )
         assert cursor.fetchall() == [
             ("idx_request_logs_request_id", True, True),
+            ("idx_request_logs_server_time", True, True),
             ("idx_request_logs_tenant_time", True, True),
             ("idx_request_logs_time", True, True),
             ("idx_request_routing_composite", True, True),
