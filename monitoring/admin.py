@@ -816,12 +816,13 @@ class ScheduledTaskAdmin(NotedMixin, ReadOnlyMixin, OperatorAdmin):
             "queued": "info",
             "not run yet": "default",
             "paused": "warning",
+            "late": "danger",
             "failed": "danger",
             "cut off": "danger",
         },
     )
     def state(self, task: ScheduledTask) -> str:
-        return task.state
+        return task.state_at(now())
 
     @display(description="last run took", ordering="last_duration_ms")
     def took(self, task: ScheduledTask) -> str:

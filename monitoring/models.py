@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
@@ -604,7 +604,24 @@ class ScheduledTask(UUIDModel, TimestampedModel):
             return "paused"
         return _TASK_STATES[self.last_outcome]
 
+    @property
+    def due_by(self) -> datetime | None:
+        """When it is to begin, or give the next sign of life; None: it is paused."""
+        if self.running_since is not None:
+            return self.lease_until
+        return None if self.is_paused else self.next_run
 
+    def is_late(self, at: datetime) -> bool:
+        """Whether that is over for longer than workers need."""
+        return self.due_by is not None and self.due_by < at - TASK_GRACE
+
+    def state_at(self, at: datetime) -> str:
+        """`state`, but late where it is and its last run did not go wrong."""
+        is_wrong = self.state in {"failed", "cut off"}
+        return "late" if self.is_late(at) and not is_wrong else self.state
+
+
+TASK_GRACE = timedelta(minutes=1)  # workers look every second; this is more than a busy queue
 _TASK_STATES = {
     "": "not run yet",
     TaskOutcome.DONE: "ok",

@@ -21,7 +21,7 @@ WRITTEN = {
     "bytes": byte_size,
 }
 # Units that the metric's name has said already.
-COUNTED = {"breakers", "connections", "requests", "rows"}
+COUNTED = {"breakers", "connections", "requests", "rows", "tasks"}
 # Where the rows behind a metric are listed, by the admin's names of pages.
 ROWS = {
     "requests_per_minute": ("admin:monitoring_requestlogentry_changelist", "?window=1"),
@@ -34,6 +34,7 @@ ROWS = {
     "index_usage_percent": ("admin:database", "#indexes"),
     "table_growth_percent": ("admin:database", "#tables"),
     "dead_rows": ("admin:database", "#tables"),
+    "failed_tasks": ("admin:monitoring_scheduledtask_changelist", ""),
 }
 ELSEWHERE = ("admin:database", "#measured-now")
 NAMES = {

@@ -16,7 +16,8 @@ from django.utils.timezone import now
 
 from gateway.dashboard.charts import latency_chart, traffic_chart
 from gateway.dashboard.metrics import Measured, problems
-from gateway.dashboard.tables import Table, chip, link
+from gateway.dashboard.tables import Table, chip, date_and_time, link
+from gateway.dashboard.tasks import known_tasks, late_problems, tasks_table
 from gateway.dashboard.window import WINDOWS, Window, chosen_window
 from gateway.models import BreakerState, CircuitBreaker
 from monitoring import queries
@@ -43,12 +44,13 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     alerts = _firing()
     health = _health()
     breakers = _breakers()
+    tasks = known_tasks()
     return {
         **context,
         "windows": WINDOWS,
         "window": window,
         "at": at,
-        "problems": problems(figures),
+        "problems": [*late_problems(tasks, at), *problems(figures)],
         "cards": [
             _servers_card(health),
             _breakers_card(breakers),
@@ -59,6 +61,7 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "may_acknowledge": request.user.has_perm("monitoring.change_performancealert"),
         "charts": _charts(window, at),
         "live": [_servers(), _breakers_table(breakers), _load(figures)],
+        "tasks": tasks_table(tasks, at),
         "tables": [_tools(window, at), _tenants(window, at)],
     }
 
@@ -242,6 +245,7 @@ def _servers() -> Table:
         title="Servers in trouble",
         heads=("server", "health", "last check", "answers in"),
         numbers=frozenset({3}),
+        whole=frozenset({2}),
         rows=[
             (
                 _server(server.pk, server.slug),
@@ -249,7 +253,7 @@ def _servers() -> Table:
                     server.get_health_status_display().lower(),
                     HEALTH_STATUS[HealthStatus(server.health_status)],
                 ),
-                _time(server.last_health_check),
+                date_and_time(server.last_health_check),
                 duration(server.avg_response_time),
             )
             for server in troubled
@@ -270,6 +274,7 @@ def _breakers_table(breakers: Sequence[CircuitBreaker]) -> Table:
         title="Breakers that hold calls back",
         heads=("server", "state", "since", "tried again after"),
         numbers=frozenset({3}),
+        whole=frozenset({2}),
         rows=[
             (
                 link(
@@ -280,7 +285,7 @@ def _breakers_table(breakers: Sequence[CircuitBreaker]) -> Table:
                     breaker.get_state_display().lower(),
                     "critical" if breaker.state == BreakerState.OPEN else "warning",
                 ),
-                _time(breaker.last_state_change),
+                date_and_time(breaker.last_state_change),
                 duration(breaker.timeout_ms),
             )
             for breaker in breakers[:TOP]
@@ -320,7 +325,3 @@ def _load(figures: Sequence[Measured]) -> Table:
 def _slug(one: Measured) -> str:
     """The subject of a server is tenant/slug, of a shared one its slug."""
     return one.subject.rpartition("/")[2]
-
-
-def _time(moment: datetime | None) -> str:
-    return NOTHING if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-__all__ = ["Table", "chip", "link"]
+from registry.admin_base import NOTHING
+
+__all__ = ["Table", "chip", "date_and_time", "link"]
 
 CHIPS = {"ok": "gw-ok", "warning": "gw-warning", "critical": "gw-critical"}
 
@@ -25,6 +28,7 @@ class Table:
     more: str = ""
     numbers: frozenset[int] = frozenset()  # the columns that are aligned as figures
     long: frozenset[int] = frozenset()  # those of running text
+    whole: frozenset[int] = frozenset()  # those of times, which no line breaks
 
     @property
     def slug(self) -> str:
@@ -43,6 +47,8 @@ class Table:
     def _class(self, place: int) -> str:
         if place in self.numbers:
             return "gw-figure"
+        if place in self.whole:
+            return "gw-whole"
         return "gw-long" if place in self.long else ""
 
 
@@ -53,3 +59,8 @@ def link(url: str, text: object) -> SafeString:
 def chip(words: str, status: str) -> SafeString:
     """A word with the colour of a status: ok, warning or critical; else without one."""
     return format_html('<span class="gw-chip {}">{}</span>', CHIPS.get(status, ""), words)
+
+
+def date_and_time(moment: datetime | None) -> str:
+    """2026-11-25 07:30:00, in UTC."""
+    return NOTHING if moment is None else f"{moment:%Y-%m-%d %H:%M:%S}"

@@ -13,10 +13,15 @@ import pytest
 from django.utils.timezone import now
 
 from gateway.models import BreakerState, CircuitBreaker
-from monitoring.models import PerformanceAlert, StatementSnapshot
+from monitoring.models import PerformanceAlert, StatementSnapshot, TaskOutcome
 from monitoring.rollups import rollups_compact
 from registry.models import HealthStatus
-from tests.factories import MCPServerFactory, PerformanceAlertFactory, RequestLogFactory
+from tests.factories import (
+    MCPServerFactory,
+    PerformanceAlertFactory,
+    RequestLogFactory,
+    ScheduledTaskFactory,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -53,6 +58,12 @@ def busy_day(transactional_db: None) -> None:
     rollups_compact()
     PerformanceAlertFactory(
         name="Open breakers", is_triggered=True, first_triggered=now(), last_value=1
+    )
+    ScheduledTaskFactory(name="sizes_snapshot", next_run=now() - timedelta(hours=1))
+    ScheduledTaskFactory(
+        name="retention_run",
+        last_outcome=TaskOutcome.FAILED,
+        last_error="canceling statement due to lock timeout",
     )
     StatementSnapshot.objects.create(
         query_id=1,

@@ -18,7 +18,13 @@ from django.utils.timezone import now
 from gateway.dashboard.metrics import Measured, problems
 from gateway.defaults import defaults_ensure
 from gateway.models import BreakerState, CircuitBreaker
-from monitoring.models import AlertEvent, AuditLog, PerformanceAlert, StatementSnapshot
+from monitoring.models import (
+    AlertEvent,
+    AuditLog,
+    PerformanceAlert,
+    StatementSnapshot,
+    TaskOutcome,
+)
 from monitoring.rollups import rollups_compact
 from registry.audit import Actor
 from registry.models import HealthStatus
@@ -27,6 +33,7 @@ from tests.factories import (
     MCPServerFactory,
     PerformanceAlertFactory,
     RequestLogFactory,
+    ScheduledTaskFactory,
     TenantFactory,
     UserFactory,
 )
@@ -75,6 +82,31 @@ def test_what_is_wrong_stands_at_the_top_with_a_way_to_its_rows(admin_client: Cl
     assert f"{server.slug} unhealthy" in text
 
 
+def test_failed_and_late_tasks_are_seen_first(admin_client: Client) -> None:
+    at, hour = now(), timedelta(hours=1)
+    ScheduledTaskFactory(name="well", next_run=at + hour, last_outcome=TaskOutcome.DONE)
+    ScheduledTaskFactory(name="paused", next_run=at - hour, is_paused=True)
+    ScheduledTaskFactory(
+        name="broken",
+        next_run=at + hour,
+        last_outcome=TaskOutcome.FAILED,
+        last_duration_ms=1500.0,
+        last_error="the disk\nis <full>",
+    )
+    ScheduledTaskFactory(name="running", running_since=at - hour, lease_until=at, next_run=at)
+    frozen = {"running_since": at - hour, "lease_until": at - timedelta(minutes=2)}
+    ScheduledTaskFactory(name="frozen", next_run=at, **frozen)
+    ScheduledTaskFactory(name="late", next_run=at - hour)
+    html = page(admin_client)
+    table = words(html[html.index('id="periodic-tasks"') :])
+    assert f"Late tasks: late since {at - hour:%Y-%m-%d %H:%M:%S} UTC and 1 more" in words(html)
+    assert f"broken failed – 1.5 s {at + hour:%Y-%m-%d %H:%M:%S} the disk is &lt;full&gt;" in table
+    places = [table.index(f" {name} ") for name in ("late", "frozen", "broken", "paused", "well")]
+    assert places == sorted(places)
+    assert "running running" in table
+    assert "frozen late" in table
+
+
 @pytest.mark.parametrize(("window", "inside"), [("1", 1), ("24", 2), ("168", 3), ("nonsense", 2)])
 def test_charts_and_tables_show_the_window(window: str, inside: int, admin_client: Client) -> None:
     one_old_partition(days=10)
@@ -105,6 +137,7 @@ def test_the_overview_costs_few_queries_however_much_there_is(admin_client: Clie
         server = MCPServerFactory(tenant=tenant, health_status=HealthStatus.DEGRADED)
         PerformanceAlertFactory(is_triggered=True, first_triggered=now(), server=server)
         RequestLogFactory(tenant_id=tenant.pk, target_server_id=server.pk, tool_name="add")
+        ScheduledTaskFactory()
     CircuitBreaker.objects.update(state=BreakerState.OPEN)
     page(admin_client)
     for name in ("index", "database"):
