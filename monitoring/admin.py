@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from uuid import UUID
 
 from django import forms
@@ -13,7 +13,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import OuterRef, QuerySet, Subquery
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils.timezone import now
 from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
@@ -402,9 +402,31 @@ EVENT_COLOURS = {
 }
 
 
+# What a rule's past follows from; the rest of a form may still be wrong.
+RULE_FIELDS = {
+    "server",
+    "metric_name",
+    "comparison_operator",
+    "threshold_value",
+    "duration_minutes",
+    "cooldown_minutes",
+}
+PREVIEW = "_preview"
+
+
+class PerformanceAlertForm(CheckedModelForm):
+    """Sent by the button Preview it counts as not valid: shown again as typed, never saved."""
+
+    is_preview: ClassVar[bool] = False
+
+    def is_valid(self) -> bool:
+        return super().is_valid() and not self.is_preview
+
+
 @admin.register(PerformanceAlert)
 class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     note = ALERTS_NOTE
+    form = PerformanceAlertForm
     actions = ("acknowledge",)
     list_display = (
         "name",
@@ -451,7 +473,8 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
             "Condition",
             {
                 "fields": (
-                    ("metric_name", "comparison_operator", "threshold_value"),
+                    "metric_name",
+                    ("comparison_operator", "threshold_value"),
                     ("duration_minutes", "cooldown_minutes"),
                     "would_have_fired",
                     "notification_channels",
@@ -505,6 +528,28 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         fieldsets = super().get_fieldsets(request, obj)
         return fieldsets if obj else fieldsets[:-1]
 
+    def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        form = super().get_form(request, *args, **kwargs)
+        form.is_preview = PREVIEW in request.POST
+        return form
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        form, obj = context["adminform"].form, kwargs.get("obj")
+        if form.is_preview:
+            self._preview(request, form)
+        if self.has_change_permission(request, obj) if obj else self.has_add_permission(request):
+            context["actions_submit_line"] = [{"action_name": PREVIEW, "description": "Preview"}]
+        return cast("HttpResponse", super().render_change_form(request, context, *args, **kwargs))
+
+    def _preview(self, request: HttpRequest, form: Any) -> None:
+        """Leave with the form's row what the typed rule would have done in the last week."""
+        if not RULE_FIELDS & set(form.errors):
+            form.instance.preview = alert_preview(form.instance, at=now())
+            text = f"Not saved yet. With these values: {form.instance.preview}"
+            self.message_user(request, text, messages.INFO)
+
     @display(
         description="severity",
         ordering="severity",
@@ -543,10 +588,13 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
 
     @display(description="in the last week")
     def would_have_fired(self, alert: PerformanceAlert) -> str:
+        if typed := getattr(alert, "preview", None):
+            return str(typed)
         # What is stored, not what the form just refused.
         stored = PerformanceAlert.objects.select_related("server__tenant").filter(pk=alert.pk)
-        found = stored.first()
-        return NOTHING if found is None else str(alert_preview(found, at=now()))
+        if found := stored.first():
+            return str(alert_preview(found, at=now()))
+        return "Preview, below, holds these values against the last week without saving them."
 
     @display(description="condition")
     def condition(self, alert: PerformanceAlert) -> str:

@@ -76,9 +76,11 @@ class Preview:
         if self.known_since is None:
             return "Nothing is remembered of this metric yet."
         count = len(self.firings)
-        times = "once" if count == 1 else f"{count} times" if count else "not"
-        text = f"Would have fired {times} since {self.known_since:%Y-%m-%d %H:%M} UTC"
-        return ": ".join([text, *([", ".join(map(_told, self.firings))] if count else [])]) + "."
+        since = f"since {self.known_since:%Y-%m-%d %H:%M} UTC"
+        if not count:
+            return f"Would not have fired {since}."
+        times = "once" if count == 1 else f"{count} times"
+        return f"Would have fired {times} {since}: {', '.join(map(_told, self.firings))}."
 
 
 def _told(firing: Firing) -> str:

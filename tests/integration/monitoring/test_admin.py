@@ -14,6 +14,8 @@ from django.urls import reverse
 from django.utils.timezone import now
 from procrastinate.contrib.django.models import ProcrastinateJob
 
+from monitoring.alerts.figures import EVERYTHING, Extremes
+from monitoring.alerts.history import history_keep
 from monitoring.models import (
     AuditLog,
     DataRetentionPolicy,
@@ -172,6 +174,35 @@ def test_an_alert_that_does_not_fit_is_refused_in_words(admin_client, change, wo
     add = reverse("admin:monitoring_performancealert_add")
     assert words in errors_of(admin_client.post(add, {**ALERT, **change}))
     assert PerformanceAlert.objects.count() == 1
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_rule_is_held_against_the_past_before_it_is_saved(admin_client, is_new):
+    for minutes in range(0, 60, 5):
+        one = Extremes("slow_statement_ms", EVERYTHING, 900.0, 1500 if 15 < minutes < 50 else 950)
+        history_keep([one], at=now() - timedelta(minutes=minutes))
+    page = reverse("admin:monitoring_performancealert_add")
+    if not is_new:
+        alert = PerformanceAlertFactory()
+        page = reverse("admin:monitoring_performancealert_change", args=[alert.pk])
+    kept = list(PerformanceAlert.objects.values())
+    assert 'name="_preview"' in admin_client.get(page).text
+
+    for typed, told in (
+        ({}, "Would have fired once since"),
+        ({"threshold_value": "5000"}, "Would not have fired since"),
+        ({"name": ""}, "Would have fired once since"),
+        ({"metric_name": "of_nobody"}, "Nothing is remembered of this metric yet."),
+    ):
+        text = admin_client.post(page, {**ALERT, **typed, "_preview": ""}).text
+        assert f"Not saved yet. With these values: {told}" in text
+        assert text.count(told) == 2  # above the form and beside the condition
+        assert f'value="{typed.get("threshold_value", "1000")}"' in text
+    text = admin_client.post(page, {**ALERT, "threshold_value": "much", "_preview": ""}).text
+    assert "Enter a number" in text
+    assert "With these values" not in text
+    assert list(PerformanceAlert.objects.values()) == kept
+    assert not AuditLog.objects.exists()
 
 
 HOOK = {"type": "webhook", "url": "https://8.8.8.8/alerts", "secret": "secret-4711"}
