@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from gateway.seldom import lost_connection, told_before, wrong_host
+from gateway.seldom import lost_connection, once_a_minute, told_before, wrong_host
 
 __all__ = ["logging_config"]
 
@@ -39,7 +39,7 @@ def logging_config(*, level: str, style: str) -> dict[str, Any]:
         },
         "filters": {
             filter_.__name__: {"()": partial(_given, filter_)}
-            for filter_ in (lost_connection, told_before, wrong_host)
+            for filter_ in (lost_connection, once_a_minute, told_before, wrong_host)
         },
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": level},
@@ -55,6 +55,9 @@ def logging_config(*, level: str, style: str) -> dict[str, Any]:
             "procrastinate.worker.worker": {"filters": ["lost_connection"]},
             # It tells each attempt to connect; who asked for the connection tells it once.
             "psycopg.pool": {"level": "ERROR"},
+            # Each attempt to send spans, and each batch that is given up.
+            "opentelemetry.exporter.otlp.proto.http.trace_exporter": {"filters": ["once_a_minute"]},
+            "opentelemetry.sdk._shared_internal": {"filters": ["once_a_minute"]},
         },
     }
 

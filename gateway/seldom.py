@@ -6,7 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 
-__all__ = ["Seldom", "first_line", "lost_connection", "told_before", "wrong_host"]
+__all__ = [
+    "Seldom",
+    "first_line",
+    "lost_connection",
+    "once_a_minute",
+    "told_before",
+    "wrong_host",
+]
 
 SECONDS = 60.0
 
@@ -54,3 +61,11 @@ def lost_connection(record: logging.LogRecord) -> bool:
     from procrastinate.exceptions import ConnectorException
 
     return not (record.exc_info and isinstance(record.exc_info[1], ConnectorException))
+
+
+_libraries = Seldom()
+
+
+def once_a_minute(record: logging.LogRecord) -> bool:
+    """A filter: of what a library repeats for as long as something is away."""
+    return _libraries.is_due(f"{record.name} {record.levelname}")

@@ -42,6 +42,7 @@ from security.refusals import Reason, Refusal
 
 if TYPE_CHECKING:
     from gateway.proxy.plane import DataPlane
+    from gateway.proxy.spans import CallSpan
 
 __all__ = ["Exchange"]
 
@@ -75,6 +76,7 @@ DENIALS = frozenset(Reason) | {"origin_not_allowed"}
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # What was looked up before a wait as long as this is looked up again (milliseconds).
 STALE_MS = 100
+_UNTRACED = contextlib.nullcontext()
 
 
 class _CallerGone(Exception):
@@ -97,6 +99,7 @@ class Exchange:
         self.body = b""
         self.message: Message | None = None
         self.found: FoundKey | None = None
+        self.span: CallSpan | None = None  # None, too, where nobody wants spans
         self._answer_seconds = 0.0
         self.answered = False  # the response's head is on its way
         client = scope.get("client")
@@ -174,6 +177,8 @@ class Exchange:
         if (time.perf_counter() - began) * 1000 > STALE_MS:
             found = await self._authenticate()
         route = await self._authorise(found, call)
+        if self.span is not None:
+            self.span.authorised()
         await self._forward(route, call)
 
     # ------------------------------------------------------------------ reading
@@ -233,6 +238,8 @@ class Exchange:
         row.protocol_version = self.headers.get("mcp-protocol-version", stated)[:NAME_LENGTH]
         if theirs := self.headers.get("x-request-id"):
             row.request_metadata["client_request_id"] = theirs[:200]
+        if self.plane.tracing is not None:
+            self.span = self.plane.tracing.begin(row, self.message, self.headers)
         return call
 
     async def _read_body(self) -> bytes:
@@ -355,7 +362,8 @@ class Exchange:
                     upstream.configure(route)
                     permit = await self.plane.breaker.permit(route)
                 reached = True
-                await self._exchange(upstream, permit, call)
+                with self.span.upstream(route, self.row) if self.span else _UNTRACED:
+                    await self._exchange(upstream, permit, call)
         finally:
             if not reached:
                 await asyncio.shield(self.plane.breaker.released(permit))
@@ -438,7 +446,8 @@ class Exchange:
                     "Tell the gateway's operator.",
                 ) from None
             own = {name.lower(): str(value) for name, value in stored.get("headers", {}).items()}
-        return request_headers(self.headers, request_id=str(self.request_id), own=own)
+        passed = request_headers(self.headers, request_id=str(self.request_id), own=own)
+        return passed if self.span is None else passed | self.span.outgoing
 
     async def _stream(self, response: aiohttp.ClientResponse) -> None:
         """Pass the answer on chunk by chunk, as it comes."""
@@ -547,6 +556,9 @@ class Exchange:
     def _log(self) -> None:
         row = self.row
         row.duration_ms = (time.perf_counter() - self.began) * 1000
+        if self.plane.tracing is not None and self.http_method != "OPTIONS":
+            span = self.span or self.plane.tracing.begin(row, self.message, self.headers)
+            span.end(row)
         self.plane.log.put(row)
         if self.found is None or self.http_method == "OPTIONS":
             return

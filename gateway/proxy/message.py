@@ -48,6 +48,8 @@ class Message:
     protocol_version: str = ""
     # Ends or answers something that already holds a connection, so it must not wait for one.
     is_reply: bool = field(default=False)
+    # What `_meta` says of the trace: W3C's traceparent and tracestate.
+    trace: Mapping[str, str] | None = None
 
 
 # What stands for messages without a method (see `Call`), so no message may claim to be it.
@@ -107,7 +109,16 @@ def _message(message: dict[str, Any]) -> Message:
             f"'{method}' needs the parameter '{wanted}', a string.", message_id=id_
         )
     is_notification = "id" not in message and method.startswith("notifications/")
-    return Message(Call(method, name), id_, _version(method, params), is_notification)
+    meta = params.get("_meta")
+    meta = meta if isinstance(meta, dict) else {}
+    version = params.get("protocolVersion") if method == "initialize" else meta.get(_VERSION_KEY)
+    return Message(
+        Call(method, name),
+        id_,
+        version if isinstance(version, str) else "",
+        is_notification,
+        _trace(meta) if "traceparent" in meta else None,
+    )
 
 
 def _refuse_lookalikes(found: dict[str, Any], known: set[str]) -> None:
@@ -117,12 +128,9 @@ def _refuse_lookalikes(found: dict[str, Any], known: set[str]) -> None:
             raise InvalidMessage(f"The key '{key}' is written '{key.casefold()}' in JSON-RPC.")
 
 
-def _version(method: str, params: dict[str, Any]) -> str:
-    meta = params.get("_meta")
-    stated = meta.get(_VERSION_KEY) if isinstance(meta, dict) else None
-    if method == "initialize":
-        stated = params.get("protocolVersion")
-    return stated if isinstance(stated, str) else ""
+def _trace(meta: dict[str, Any]) -> dict[str, str]:
+    found = {name: meta.get(name) for name in ("traceparent", "tracestate")}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def check_headers(message: Message, headers: Mapping[str, str]) -> None:

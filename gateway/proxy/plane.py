@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
@@ -31,6 +31,7 @@ from gateway.proxy.memory import SCHEMA_ERRORS, Memory
 from gateway.proxy.metrics import MetricsPage
 from gateway.proxy.orm import OrmThreads
 from gateway.proxy.route import Route, find_route
+from gateway.proxy.tracing import tracing_from_environment
 from gateway.proxy.upstream import Upstreams
 from gateway.proxy.usage import Usage
 from gateway.proxy.watch import CHANNEL, Watch
@@ -44,6 +45,9 @@ from security.keys import ParsedKey, plain_hash
 from security.lookup import FoundKey, find_key, find_plain_key
 from security.rate_limit import RateLimiter
 from security.services import plain_key_upgrade
+
+if TYPE_CHECKING:
+    from gateway.proxy.spans import Tracing
 
 __all__ = ["DataPlane"]
 
@@ -88,8 +92,9 @@ class DataPlane:
     pool: Pool
     log: LogWriter
 
-    def __init__(self, contact: Contact | None = None) -> None:
+    def __init__(self, contact: Contact | None = None, tracing: Tracing | None = None) -> None:
         self.contact = contact or Contact()
+        self.tracing = tracing  # of the environment, unless it is given
         # By the SHA-256 of the whole key, so that to be found is to be proved; and by the slug.
         self.keys: Memory[tuple[str, str], FoundKey] = Memory(
             self.contact, size=REMEMBERED_KEYS, labels=lambda found: found.labels
@@ -110,6 +115,7 @@ class DataPlane:
 
     async def start(self) -> None:
         self._orm = OrmThreads()
+        self.tracing = self.tracing or tracing_from_environment()
         self.breaker = BreakerClient(self._orm, self.contact, changed=self.routes.renew)
         self.pool = async_pool(max_size=POOL_SIZE, timeout=POOL_WAIT_SECONDS)
         await self.pool.open()
@@ -144,6 +150,8 @@ class DataPlane:
             "gauges": self.gauges.remove(self.pool),
             "figures": self.metrics.leave(),
         }
+        if self.tracing is not None:
+            steps["spans"] = self.tracing.stop()
         tasks = [asyncio.create_task(step, name=name) for name, step in steps.items()]
         done, late = await asyncio.wait(tasks, timeout=STOP_SECONDS)
         for task in done:

@@ -47,3 +47,16 @@ def test_a_lost_connection_of_the_queue_is_the_workers_to_tell(
     said = capsys.readouterr().err
     assert "broken" in said
     assert "gone" not in said
+
+
+def test_a_collector_that_is_away_is_two_lines_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.seldom._libraries", Seldom())
+    logging.config.dictConfig(logging_config(level="INFO", style="text"))
+    logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    for attempt in range(3):
+        logger.warning("Transient error, retrying in %s s", attempt)
+        logger.error("Failed to export")
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition("] ")[2].split()[0] for line in said] == ["Transient", "Failed"]
