@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -23,6 +23,7 @@ from monitoring.models import (
     PerformanceAlert,
 )
 from registry.admin_base import UncountedPaginator
+from registry.db.ids import uuid7
 from tests.factories import (
     AlertEventFactory,
     AuditLogFactory,
@@ -120,6 +121,19 @@ def test_the_last_page_that_may_be_asked_for_says_so():
     assert list(last) == list(range(495, 500))
     assert paginator.more_follow
     assert not last.has_next()
+
+
+def test_what_a_request_did_is_looked_for_around_the_time_of_its_id(admin_client):
+    wanted = AuditLogFactory(request_id=uuid7())
+    AuditLogFactory(request_id=uuid7())
+    assert listed(admin_client, f"{AUDIT}?window=720&q={uuid4()}") == []
+    with CaptureQueriesContext(connection) as captured:
+        assert listed(admin_client, f"{AUDIT}?window=720&q={wanted.request_id}") == [wanted.pk]
+    [asked] = [query["sql"] for query in captured if 'FROM "audit_logs"' in query["sql"]]
+    times = re.findall(r'"timestamp" (>=|<) \'([^\']+)\'', asked)
+    since = max(datetime.fromisoformat(at) for side, at in times if side == ">=")
+    until = min(datetime.fromisoformat(at) for side, at in times if side == "<")
+    assert until - since <= timedelta(hours=2)
 
 
 def test_filters_of_the_audit_log(admin_client):
