@@ -72,13 +72,24 @@ class Command(BaseCommand):
             )
             self.stdout.write(f"Partitions of the logs: {partitions} made.")
             self.stdout.write(f"Statistics: {analysed} table(s) analysed for the first time.")
-            self._conclude(raised)
+        self._conclude(raised, verbosity)
 
-    def _conclude(self, raised: Raised) -> None:
-        if raised.walled:
+    def _conclude(self, raised: Raised, verbosity: int) -> None:
+        """Ready or not; CommandError where somebody is to be walled in who is not."""
+        login = _walled_login()
+        if not raised.is_complete and login is not None:
+            raise CommandError(
+                f"The database is not ready for {login or 'the user'} of DATABASE_URL: "
+                f"{_state(raised)}. Have a superuser run the SQL above, then init_db again. "
+                "If one user is to do everything, without walls, name it in DATABASE_URL and leave "
+                "DATABASE_MAINTENANCE_URL out."
+            )
+        if not verbosity:
+            return
+        if raised.is_complete:
             self.stdout.write(self.style.SUCCESS("The database is ready."))
         else:
-            self.stdout.write(f"The schema is ready for its owner, not for {APP_ROLE}.")
+            self.stdout.write(f"The database is ready for its owner alone: {_state(raised)}.")
 
     def _print_roles(self) -> None:
         if settings.DATABASE_IS_EMBEDDED and settings.DATABASE_MAINTENANCE is None:
@@ -93,11 +104,8 @@ class Command(BaseCommand):
             self.stdout.write(f"-- Then give {APP_ROLE} a password, in psql: \\password {APP_ROLE}")
 
     def _warn(self, raised: Raised) -> None:
-        if not raised.walled:
-            self.stderr.write(
-                "The walls between tenants were not raised: roles or memberships are missing that "
-                "this user may not make."
-            )
+        if not raised.is_complete:
+            self.stderr.write(_state(raised).capitalize() + ".")
         if raised.refused:
             self.stderr.write(
                 "A superuser may add this, which makes some work faster or shows more:"
@@ -106,6 +114,24 @@ class Command(BaseCommand):
             )
             for step in raised.refused:
                 self.stderr.write(f"  {step.repeatable()}")
+
+
+def _walled_login() -> str | None:
+    """The user of DATABASE_URL where another one owns the tables; None: one does everything."""
+    login = connection.settings_dict["USER"]
+    owner = (settings.DATABASE_MAINTENANCE or settings.DATABASE_DIRECT or {}).get("USER", login)
+    return None if owner == login else login
+
+
+def _state(raised: Raised) -> str:
+    what, lacks = (
+        ("have gaps", "grants or policies")
+        if raised.walled
+        else ("were not raised", "roles or memberships")
+    )
+    return (
+        f"the walls between tenants {what}: {lacks} are missing that the tables' owner may not make"
+    )
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from django.db.models.signals import post_migrate
 from psycopg import sql
 
 from gateway import cli, schema
-from registry.db import direct
+from gateway.management.commands import init_db
+from registry.db import direct, roles
 from registry.db.partitions import read_partitions
 from tests.integration.gateway.conftest import Scene, wait_until
 from tests.walls import logged_in_as_app
@@ -126,6 +127,43 @@ def test_a_first_installation_needs_the_owner_alone(nobody_yet: None, capsys: An
     assert "-- Nothing is missing." in capsys.readouterr().out
     call_command("setup_enhanced", with_performance=True)
     assert "The database is ready." in capsys.readouterr().out
+
+
+GRANT = sql.SQL("GRANT mcp_gateway_operator TO {}").format(sql.Identifier("owner"))
+REFUSED = (roles.Step(GRANT),)
+
+
+@pytest.mark.parametrize(
+    ("raised", "lacks"),
+    [
+        (roles.Raised(0, REFUSED, walled=False), "not raised: roles or memberships"),
+        (roles.Raised(0, REFUSED), "have gaps: grants or policies"),
+    ],
+)
+@pytest.mark.parametrize("verbosity", [0, 1])
+def test_walls_that_somebody_needs_and_that_are_missing_are_a_failure(
+    nobody_yet: None,
+    monkeypatch: Any,
+    capsys: Any,
+    raised: roles.Raised,
+    lacks: str,
+    verbosity: int,
+) -> None:
+    monkeypatch.setattr(init_db, "walls_create", lambda: raised)
+    with pytest.raises(CommandError, match=f"not ready for nobody_yet .* {lacks} are missing"):
+        call_command("init_db", verbosity=verbosity)
+    said = capsys.readouterr()
+    assert "is ready" not in said.out
+    assert f"{REFUSED[0].text()}" in said.err
+
+
+def test_one_user_who_does_everything_may_do_without_walls(monkeypatch: Any, capsys: Any) -> None:
+    raised = roles.Raised(0, REFUSED, walled=False)
+    monkeypatch.setattr(init_db, "walls_create", lambda: raised)
+    call_command("init_db")
+    assert "ready for its owner alone: the walls between tenants were not raised" in (
+        capsys.readouterr().out
+    )
 
 
 @contextmanager
