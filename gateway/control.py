@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gateway.proxy.contact import Contact
+from gateway.proxy.failures import BROKEN_BODY
 from registry.api.errors import Busy
 from registry.db.ids import uuid7
 
@@ -58,8 +59,13 @@ class ControlPlane:
 
     async def _in_place(self, scope: dict[str, Any], receive: Any, answer: _Answer) -> None:
         async with self._places:
-            if not answer.is_given_up:
-                await self._application(scope, receive, answer.send)
+            if answer.is_given_up:
+                return
+            await self._application(scope, receive, answer.send)
+        if not answer.has_begun:
+            # Django leaves without a word where the server says that the caller has gone, which
+            # it also says of a body that cannot be read.
+            await answer.end(scope["path"], 400, BROKEN_BODY)
 
     async def _ends(self, work: asyncio.Task[None]) -> bool:
         """True when the work is done, False when it is not going to be."""
@@ -76,25 +82,30 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._has_begun = self.is_given_up = False
+        self.has_begun = self.is_given_up = False
 
     async def send(self, message: dict[str, Any]) -> None:
         if not self.is_given_up:
-            self._has_begun = True
+            self.has_begun = True
             await self._send(message)
 
     async def give_up(self, path: str) -> None:
         """503, unless the answer has begun: then it ends where it is."""
-        self.is_given_up = True
-        if self._has_begun:
+        retry = (b"retry-after", str(Busy.wait).encode())
+        await self.end(path, Busy.status_code, Busy.default_detail, retry)
+
+    async def end(self, path: str, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
+        """Answer in the API's shape or in plain text, if nothing was sent yet; no more is sent."""
+        was_given_up, self.is_given_up = self.is_given_up, True
+        if self.has_begun or was_given_up:
             return
         id_, is_api = str(uuid7()), path.startswith("/api/")
-        text = Busy.default_detail
+        logger.info("answered with %d: %s", status, path, extra={"request_id": id_})
         body = json.dumps({"detail": text, "request_id": id_}) if is_api else text
-        headers = [
+        own = [
             (b"content-type", b"application/json" if is_api else b"text/plain; charset=utf-8"),
-            (b"retry-after", str(Busy.wait).encode()),
             (b"x-request-id", id_.encode()),
+            *headers,
         ]
-        await self._send({"type": "http.response.start", "status": 503, "headers": headers})
+        await self._send({"type": "http.response.start", "status": status, "headers": own})
         await self._send({"type": "http.response.body", "body": body.encode()})

@@ -18,7 +18,7 @@ from django.utils.timezone import now
 from structlog.contextvars import bound_contextvars
 
 from gateway.proxy.breaker import Permit
-from gateway.proxy.failures import Failure, error_body
+from gateway.proxy.failures import BROKEN_BODY, Failure, error_body
 from gateway.proxy.gate import QueueFull, QueueTimeout
 from gateway.proxy.headers import request_headers, response_headers
 from gateway.proxy.memory import DATABASE_ERRORS, SCHEMA_ERRORS
@@ -196,10 +196,6 @@ class Exchange:
 
     async def _read_call(self) -> Call:
         """What is asked for. Only who holds a key has a body read and parsed."""
-        if self.http_method == "GET":
-            return self._noted(Call("stream"))
-        if self.http_method == "DELETE":
-            return self._noted(Call("session/end"))
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 self.body = await self._read_body()
@@ -210,6 +206,10 @@ class Exchange:
                 f"The request's body did not arrive within {BODY_SECONDS:g} s. Send it again.",
             ) from None
         self.row.request_size_bytes = len(self.body)
+        if self.http_method == "GET":
+            return self._noted(Call("stream"))
+        if self.http_method == "DELETE":
+            return self._noted(Call("session/end"))
         try:
             content_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_type != "application/json":
@@ -252,7 +252,8 @@ class Exchange:
         while more:
             event = await self.receive()
             if event["type"] == "http.disconnect":
-                raise _CallerGone
+                # Said of malformed chunks too. Who has left does not hear the answer.
+                raise Failure(400, "invalid_request", BROKEN_BODY)
             chunks.append(event.get("body", b""))
             size += len(chunks[-1])
             more = event.get("more_body", False) and size <= limit

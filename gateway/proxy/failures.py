@@ -10,10 +10,13 @@ from uuid import UUID
 
 from security.refusals import Refusal
 
-__all__ = ["Failure", "error_body"]
+__all__ = ["BROKEN_BODY", "Failure", "error_body"]
 
 # JSON-RPC leaves -32000 to -32099 to implementations; MCP uses numbers from -32002 on.
 GATEWAY_ERROR = -32000
+BROKEN_BODY = (
+    "The request's body ended before it was whole, or its chunks are malformed. Send it again."
+)
 
 
 @dataclass(slots=True)

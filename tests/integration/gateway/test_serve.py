@@ -16,6 +16,10 @@ import pytest
 from cryptography.fernet import Fernet
 from django.db import connection
 
+from monitoring.models import RequestLog
+from tests.factories import EnhancedAPIKeyFactory
+
+MCP = "/mcp/x"
 ROOT = Path(__file__).resolve().parents[3]
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -66,8 +70,8 @@ def test_wrong_workers_are_wrong_usage() -> None:
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serves_and_stops_when_asked(free_port: int, number: int) -> None:
-    url = f"http://127.0.0.1:{free_port}/health/live"
+def test_serves_refuses_broken_bodies_and_stops_when_asked(free_port: int, number: int) -> None:
+    url, key = f"http://127.0.0.1:{free_port}/health/live", EnhancedAPIKeyFactory()
     with serve(
         "--port", str(free_port), **own_secrets(), DATABASE_URL=url_of_test_database()
     ) as process:
@@ -77,6 +81,7 @@ def test_serves_and_stops_when_asked(free_port: int, number: int) -> None:
                 assert process.poll() is None, process.stdout.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
+            broken = {path: send_broken(free_port, path, key.text) for path in (MCP, "/api/v1/x")}
             process.send_signal(number)
             said, _ = process.communicate(timeout=20)
         finally:
@@ -84,6 +89,22 @@ def test_serves_and_stops_when_asked(free_port: int, number: int) -> None:
     assert process.returncode == 0, said
     assert "Traceback" not in said
     assert not answers(url)
+    for path, answer in broken.items():
+        assert answer.startswith("HTTP/1.1 400"), (path, answer)
+        assert "x-request-id: " in answer
+        assert "body ended before it was whole, or its chunks are malformed" in answer
+    assert '"jsonrpc"' in broken.pop(MCP)
+    assert '{"detail": ' in broken.popitem()[1]
+    row = RequestLog.objects.get(path=MCP)
+    assert (row.status_code, row.error_type, row.api_key_id) == (400, "invalid_request", key.pk)
+
+
+def send_broken(port: int, path: str, key: str) -> str:
+    """The answer to a body whose chunks have no size."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {key}\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as own:
+        own.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+        return b"".join(iter(lambda: own.recv(65536), b"")).decode()
 
 
 def answers(url: str) -> bool:
