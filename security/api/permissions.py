@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     # Importing it here for real would be a circle: its module reads this class from the settings.
     from rest_framework.views import APIView
 
-__all__ = ["HasScope", "ServerRules", "require_flag"]
+__all__ = ["HasScope", "ServerRules", "holds", "require_flag"]
 
 
 class HasScope(BasePermission):
@@ -74,10 +74,17 @@ class ServerRules(BaseFilterBackend):
         return _granted(queryset, "can_read", field=field, caller=caller_of(request))
 
 
+def holds(caller: Caller, server_id: Any, *flags: str) -> bool:
+    """Whether the rule that decides grants each of `flags` on the server."""
+    server: QuerySet[Any] = MCPServer.objects.filter(pk=server_id)
+    for flag in flags:
+        server = _granted(server, flag, field="pk", caller=caller)
+    return server.exists()
+
+
 def require_flag(caller: Caller, server_id: Any, flag: str) -> None:
     """403 unless the rule that decides grants `flag` on the server."""
-    server = MCPServer.objects.filter(pk=server_id)
-    if not _granted(server, flag, field="pk", caller=caller).exists():
+    if not holds(caller, server_id, flag):
         raise refused(
             Refusal(
                 Reason.SERVER_NOT_ALLOWED,

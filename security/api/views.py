@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
+from django.db import transaction
 from django.db.models import Q, QuerySet
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework.decorators import action
@@ -12,8 +16,10 @@ from rest_framework.response import Response
 
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
 from registry.api.callers import actor_of
+from registry.api.errors import Conflict
 from security import services
 from security.api.filters import AccessRuleFilter, APIKeyFilter
+from security.api.permissions import holds
 from security.api.serializers import (
     AccessRuleSerializer,
     APIKeySerializer,
@@ -75,12 +81,17 @@ class APIKeyViewSet(Listed, Changeable, ScopedViewSet[EnhancedAPIKey]):
         return self.answer(key)
 
 
+KEPT = "409 when the caller would then lack `can_read` or `can_admin` on the server: no way back."
+
+
 @extend_schema_view(
     create=extend_schema(
         summary="Add a rule",
         description="Needs `can_admin` on the server. Of the active rules of a server the most "
-        "specific decides: a key's, then a user's, then a tenant's.",
+        f"specific decides: a key's, then a user's, then a tenant's. {KEPT}",
     ),
+    partial_update=extend_schema(description=KEPT),
+    destroy=extend_schema(description=KEPT),
 )
 class AccessRuleViewSet(
     Listed, Creatable, Changeable, Removable, ScopedViewSet[ServerAccessControl]
@@ -106,10 +117,24 @@ class AccessRuleViewSet(
 
     def made(self, values: dict[str, Any]) -> ServerAccessControl:
         self.check_object_permissions(self.request, values["server"])
-        return services.access_rule_create(actor=actor_of(self.request), **values)
+        with self._way_back(values["server"].pk):
+            return services.access_rule_create(actor=actor_of(self.request), **values)
 
     def changed(self, row: ServerAccessControl, values: dict[str, Any]) -> None:
-        services.access_rule_update(actor=actor_of(self.request), rule=row, **values)
+        with self._way_back(row.server_id):
+            services.access_rule_update(actor=actor_of(self.request), rule=row, **values)
 
     def removed(self, row: ServerAccessControl) -> None:
-        services.access_rule_delete(actor=actor_of(self.request), rule=row)
+        with self._way_back(row.server_id):
+            services.access_rule_delete(actor=actor_of(self.request), rule=row)
+
+    @contextmanager
+    def _way_back(self, server_id: UUID) -> Iterator[None]:
+        """Undo what would leave the caller unable to see or change the server's rules."""
+        with transaction.atomic():
+            yield
+            if not holds(self.caller, server_id, "can_read", "can_admin"):
+                raise Conflict(
+                    "After this you could not change this server's rules any more. Grant "
+                    "'can_read' and 'can_admin' here, or first to your own key or user."
+                )

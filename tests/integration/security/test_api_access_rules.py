@@ -197,3 +197,26 @@ def test_no_rule_lets_its_subject_widen_it(tenant):
     assert admin.delete(path).status_code == 403
     body = {"server": str(shared.pk), "api_key": str(admin.key.pk), "can_admin": True}
     assert admin.post(RULES, body, format="json").status_code == 403
+
+
+def test_an_admin_cannot_take_the_own_way_back(tenant, server):
+    admin = client_of(tenant)
+    everybody = {"server": str(server.pk), "tenant": tenant.slug}
+    own = {"server": str(server.pk), "api_key": str(admin.key.pk)}
+
+    def made(body, **flags):
+        return admin.post(RULES, body | flags, format="json")
+
+    for refused in (made(everybody), made(own), made(own, can_admin=True, can_read=False)):
+        assert refused.status_code == 409
+        assert "first to your own key" in refused.json()["detail"]
+    assert not ServerAccessControl.objects.exists()
+    assert not AuditLog.objects.exists()
+
+    kept = f"{RULES}/{made(own, can_admin=True).json()['id']}"
+    assert made(everybody).status_code == 201  # the key's own rule decides
+    for change in ({"can_admin": False}, {"can_read": False}, {"is_active": False}):
+        assert admin.patch(kept, change, format="json").status_code == 409
+    assert admin.delete(kept).status_code == 409
+    assert admin.patch(kept, {"can_proxy": False}, format="json").status_code == 200
+    assert ServerAccessControl.objects.get(api_key=admin.key).can_admin
