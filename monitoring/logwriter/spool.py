@@ -32,7 +32,7 @@ from monitoring.logwriter.rows import TABLES, Batch
 from registry.db.filelock import lock_alone, locked, open_lock
 from registry.db.ids import uuid7
 
-__all__ = ["Damage", "Loss", "Segment", "Spool", "SpoolFull", "frame", "records"]
+__all__ = ["Damage", "Loss", "Segment", "Spool", "SpoolFull", "frame", "records", "strays"]
 
 logger = logging.getLogger(__name__)
 
@@ -397,6 +397,28 @@ class Spool:
             segment.rest -= 1
         self.pending += [segment for segment in self._resting if segment.rest <= 0]
         self._resting = [segment for segment in self._resting if segment.rest > 0]
+
+
+def strays(folder: Path) -> dict[Path, int]:
+    """How many files with rows no living process has, by folder beside the given one."""
+    found = {}
+    for other in sorted(folder.parent.iterdir()):
+        if other == folder or not any(other.glob("*.spool")):
+            continue
+        with suppress(OSError), locked(other / "spool.lock"):  # somebody else's, perhaps
+            left = [path for path in other.glob("*.spool") if _size(path) and not _lives(path)]
+            if left:
+                found[other] = len(left)
+    return found
+
+
+def _lives(segment: Path) -> bool:
+    """Whether the process runs that a segment is of."""
+    lock = segment.with_name(f"{segment.stem.partition('-')[0]}.lock")
+    if not lock.exists():
+        return False
+    with open_lock(lock) as file:
+        return not lock_alone(file)
 
 
 def _packed(batch: Batch, lines: list[bytes]) -> bytes:

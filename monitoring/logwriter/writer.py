@@ -24,11 +24,11 @@ from django.utils.timezone import now
 from monitoring.logwriter.denials import WINDOW_SECONDS, Denial, Denials
 from monitoring.logwriter.metrics import Connections, ServerSums
 from monitoring.logwriter.rows import AUDIT_LOGS, AuditRow, Batch, MetricRow, RequestRow, Row, Table
-from monitoring.logwriter.spool import LONGEST_REST, Loss, Segment, Spool, SpoolFull
+from monitoring.logwriter.spool import LONGEST_REST, Loss, Segment, Spool, SpoolFull, strays
 from monitoring.logwriter.store import Later, NoPartition, Refused, Store, Unavailable
 from registry.db.pool import Pool
 
-__all__ = ["Backlog", "LogWriter", "Status", "default_folder"]
+__all__ = ["Backlog", "LogWriter", "Status", "default_folder", "strays_tell"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ STOP_SECONDS = 5.0
 LONGEST_PAUSE = 5.0  # between tries while PostgreSQL is away
 LOADS_A_ROUND = 4  # segments, so that new rows do not wait for a long backlog
 MINUTE = WINDOW_SECONDS
+FOR = "database"  # a folder's file that tells a person which database its rows are for
 
 # The spool's open segments, by what has to happen before they are loaded.
 AUDIT = "audit"  # nothing: the journal of audit rows
@@ -80,10 +81,37 @@ class Backlog:
 
 def default_folder() -> Path:
     """Below GATEWAY_SPOOL_DIR one folder a database, so that no other one gets the rows."""
-    where = connections["default"].settings_dict
-    named = "\n".join(str(where[part]) for part in ("ADDRESS", "NAME"))
-    digest = sha256(named.encode()).hexdigest()[:16]
+    digest = sha256(_address().encode()).hexdigest()[:16]
     return Path(settings.GATEWAY_SPOOL_DIR) / digest
+
+
+def _address() -> str:
+    where = connections["default"].settings_dict
+    return "\n".join(str(where[part]) for part in ("ADDRESS", "NAME"))
+
+
+def strays_tell() -> None:
+    """Warn of rows that wait in other databases' folders, which may be this one spelt otherwise.
+
+    Each folder says in a file of its own what address it is for.
+    """
+    ours, (host, port, name) = default_folder(), _address().split("\n")
+    with contextlib.suppress(OSError):  # the writer says what is wrong with the folder
+        ours.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (ours / FOR).write_text(
+            f"{name} at {host or 'the default host'}, port {port or 'left out'}"
+        )
+        for folder, files in strays(ours).items():
+            named = folder / FOR
+            logger.warning(
+                "log rows in %s (files: %d; database: %s) were left by gateways that have ended. "
+                "If that is this database under another address, move its *.spool files to %s: "
+                "they are loaded within a minute.",
+                folder,
+                files,
+                named.read_text() if named.exists() else "unknown",
+                ours,
+            )
 
 
 class LogWriter:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
 
-from monitoring.logwriter import AuditRow, spool
+from monitoring.logwriter import AuditRow, spool, writer
 from monitoring.logwriter.rows import Batch
 from monitoring.logwriter.spool import Spool
 
@@ -90,3 +91,30 @@ def test_rows_are_counted_and_whoever_inherits_them_counts_them_again(tmp_path):
     two.remove(two.pending[0])
     assert 0 < two.rows() < 3
     two.close()
+
+
+def test_rows_for_the_database_under_another_address_are_told_of_and_may_be_moved(
+    tmp_path, settings, caplog
+):
+    settings.GATEWAY_SPOOL_DIR = tmp_path
+    ours, alive, left = writer.default_folder(), tmp_path / "alive", tmp_path / "left"
+    running, ended = Spool(alive, max_bytes=10**9), Spool(left, max_bytes=10**9)
+    for one in (running, ended):
+        one.open()
+        one.append("away", batch())
+    ended.close()
+    (left / "database").write_text("gateway at localhost")
+
+    writer.strays_tell()
+    [told] = caplog.messages
+    assert f"{left} (files: 1; database: gateway at localhost)" in told
+    assert f"move its *.spool files to {ours}" in told
+    assert (ours / "database").read_text().startswith(connection.settings_dict["NAME"])
+    running.close()
+
+    [file] = left.glob("*.spool")
+    heir = Spool(ours, max_bytes=10**9)
+    heir.open()
+    file.rename(ours / file.name)
+    assert (heir.inherit(), heir.rows()) == (1, 1)
+    heir.close()

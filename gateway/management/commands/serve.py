@@ -11,6 +11,7 @@ from django.db import OperationalError
 from gateway.listening import check_address
 from gateway.schema import SchemaMissingError, schema_check
 from gateway.server import serve
+from monitoring.logwriter.writer import strays_tell
 from registry.db.crossing import CrossingError, crossing_check
 
 
@@ -48,4 +49,5 @@ class Command(BaseCommand):
                 schema_check()
         except (CrossingError, SchemaMissingError) as error:
             raise CommandError(str(error)) from None
+        strays_tell()  # here, not in each of the workers
         serve(host=host, port=port, workers=workers)
