@@ -10,6 +10,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.management import call_command
+from django.core.management.commands.migrate import Command as MigrateCommand
 from django.db import Error, connection
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
@@ -25,6 +26,7 @@ from registry.db.tenancy import operator_transaction
 __all__ = [
     "SchemaBusyError",
     "SchemaMissingError",
+    "migrating_alone",
     "migrations_pending",
     "owners_connection",
     "partitions_count",
@@ -109,10 +111,18 @@ def schema_create(*, told: Callable[[str], None]) -> int:
         pending = migrations_pending()
         if pending:
             with _locks_in_words(), _walls_left_alone():
-                call_command("migrate", interactive=False, verbosity=0)
+                # Django's own: ours would wait for the lock that is held here.
+                call_command(MigrateCommand(), interactive=False, verbosity=0)
         for name in pending:
             told(name)
         return len(pending)
+
+
+@contextmanager
+def migrating_alone() -> Iterator[None]:
+    """Inside, no other process migrates this database. SchemaBusyError: one does for too long."""
+    with direct_connections(application_name=APPLICATION_NAME) as (work, _), _alone(work):
+        yield
 
 
 def walls_create() -> Raised:
@@ -189,18 +199,24 @@ def _locks_in_words() -> Iterator[None]:
 
 
 @contextmanager
-def _alone(own: BaseDatabaseWrapper, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
+def _alone(own: BaseDatabaseWrapper) -> Iterator[None]:
     """Hold an advisory lock of this session.
 
     Asked for again and again, not waited for: a waiting statement has a snapshot, and a
     concurrent index build of the holder would wait for that for ever.
     """
-    until = time.monotonic() + wait_seconds
+    until, told = time.monotonic() + WAIT_SECONDS, False
     while not _ask(own, "SELECT pg_try_advisory_lock(%s)"):
         if time.monotonic() > until:
             raise SchemaBusyError(
                 "Another process is migrating this database; try again when it is done."
             )
+        if not told:
+            logger.warning(
+                "another process is migrating this database: waiting for it, %d s at most",
+                WAIT_SECONDS,
+            )
+            told = True
         time.sleep(0.2)
     try:
         yield

@@ -55,6 +55,9 @@ class Command(BaseCommand):
         with _as_owner():
             partitions = partitions_count()
         applied = schema_create(told=told)
+        if not applied:  # another process may have made some while this one waited
+            with _as_owner():
+                partitions = partitions_count()
         raised = walls_create()
         self._warn(raised)  # first: what follows may fail for the very reason
         with _as_owner():

@@ -103,6 +103,18 @@ def test_a_table_in_use_is_one_sentence(migrating: Any, other: BaseDatabaseWrapp
     assert limits()["application_name"] == "mcp-gateway", "the usual connection is back"
 
 
+@pytest.mark.parametrize("command", ["init_db", "migrate"])
+def test_one_process_migrates_at_a_time(
+    command: str, other: BaseDatabaseWrapper, monkeypatch: Any, caplog: Any
+) -> None:
+    with other.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [schema.LOCK])
+    monkeypatch.setattr(schema, "WAIT_SECONDS", 0.1)
+    with pytest.raises(CommandError, match="Another process is migrating this database; try"):
+        call_command(command)
+    assert caplog.text.count("another process is migrating this database: waiting") == 1
+
+
 def test_a_transaction_pooler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "_backend", lambda _: 4711)
     with pytest.raises(CommandError, match="set DATABASE_DIRECT_URL"):
