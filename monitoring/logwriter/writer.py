@@ -28,7 +28,7 @@ from monitoring.logwriter.spool import LONGEST_REST, Loss, Segment, Spool, Spool
 from monitoring.logwriter.store import Later, NoPartition, Refused, Store, Unavailable
 from registry.db.pool import Pool
 
-__all__ = ["Backlog", "LogWriter", "Status", "default_folder", "strays_tell"]
+__all__ = ["Backlog", "LogWriter", "Status", "default_folder", "spool_check"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +90,21 @@ def _address() -> str:
     return "\n".join(str(where[part]) for part in ("ADDRESS", "NAME"))
 
 
-def strays_tell() -> None:
-    """Warn of rows that wait in other databases' folders, which may be this one spelt otherwise.
+def spool_check() -> None:
+    """Make this database's folder; ImproperlyConfigured if it is unusable.
 
-    Each folder says in a file of its own what address it is for.
+    Warns of rows in other databases' folders, which may be this one's under another address. Each
+    folder says in a file of its own what address it is for.
     """
     ours, (host, port, name) = default_folder(), _address().split("\n")
-    with contextlib.suppress(OSError):  # the writer says what is wrong with the folder
+    try:
         ours.mkdir(mode=0o700, parents=True, exist_ok=True)
         (ours / FOR).write_text(
             f"{name} at {host or 'the default host'}, port {port or 'left out'}"
         )
+    except OSError as error:
+        raise _unusable(ours, error) from None
+    with contextlib.suppress(OSError):  # others' folders are not ours to complain of
         for folder, files in strays(ours).items():
             named = folder / FOR
             logger.warning(
@@ -112,6 +116,13 @@ def strays_tell() -> None:
                 named.read_text() if named.exists() else "unknown",
                 ours,
             )
+
+
+def _unusable(folder: Path, error: OSError) -> ImproperlyConfigured:
+    return ImproperlyConfigured(
+        f"GATEWAY_SPOOL_DIR: {folder} cannot be used ({error.strerror}); "
+        "name a folder that this user may write."
+    )
 
 
 class LogWriter:
@@ -230,10 +241,7 @@ class LogWriter:
             self._spool.open()
             self._spool.inherit()
         except OSError as error:
-            raise ImproperlyConfigured(
-                f"GATEWAY_SPOOL_DIR: {self._spool.folder} cannot be used ({error.strerror}); "
-                "name a folder that this user may write."
-            ) from None
+            raise _unusable(self._spool.folder, error) from None
         self._task = asyncio.create_task(self._run(), name="log-writer")
 
     async def stop(self) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
 from django.db import connection
 
 from monitoring.logwriter import AuditRow, spool, writer
@@ -105,7 +107,7 @@ def test_rows_for_the_database_under_another_address_are_told_of_and_may_be_move
     ended.close()
     (left / "database").write_text("gateway at localhost")
 
-    writer.strays_tell()
+    writer.spool_check()
     [told] = caplog.messages
     assert f"{left} (files: 1; database: gateway at localhost)" in told
     assert f"move its *.spool files to {ours}" in told
@@ -118,3 +120,11 @@ def test_rows_for_the_database_under_another_address_are_told_of_and_may_be_move
     file.rename(ours / file.name)
     assert (heir.inherit(), heir.rows()) == (1, 1)
     heir.close()
+
+
+def test_no_server_starts_with_a_folder_that_cannot_be_written(tmp_path, settings, monkeypatch):
+    settings.SECRETS_ARE_OWN, settings.GATEWAY_SPOOL_DIR = True, tmp_path / "file"
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("gateway.management.commands.serve.serve", pytest.fail)
+    with pytest.raises(ImproperlyConfigured, match=r"GATEWAY_SPOOL_DIR: .* this user may write"):
+        call_command("serve", port=0)

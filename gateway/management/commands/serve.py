@@ -11,7 +11,7 @@ from django.db import OperationalError
 from gateway.listening import check_address
 from gateway.schema import SchemaMissingError, schema_check
 from gateway.server import serve
-from monitoring.logwriter.writer import strays_tell
+from monitoring.logwriter.writer import spool_check
 from registry.db.crossing import CrossingError, crossing_check
 
 
@@ -43,11 +43,11 @@ class Command(BaseCommand):
                 "secrets that it made itself."
             )
         port = check_address(host, port)
+        spool_check()  # here, not in each of the workers
         try:
             with suppress(OperationalError):  # away: calls are answered with 503 until it is back
                 crossing_check()
                 schema_check()
         except (CrossingError, SchemaMissingError) as error:
             raise CommandError(str(error)) from None
-        strays_tell()  # here, not in each of the workers
         serve(host=host, port=port, workers=workers)

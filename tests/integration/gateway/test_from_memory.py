@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -21,6 +24,7 @@ from gateway.proxy.orm import OrmThreads
 from gateway.proxy.plane import TOLD_OF, DataPlane
 from gateway.proxy.watch import Watch
 from monitoring.logwriter import LogWriter
+from monitoring.models import AuditLog, RequestLog
 from registry.db.pool import async_pool
 from registry.models import MCPServer, Tenant
 from security.keys import generate_key
@@ -285,6 +289,49 @@ def test_a_gateway_that_starts_without_a_database_is_not_ready(
         assert reason(scene.send()) == "database_unavailable"
         relay.mend()
         wait_until(lambda: ready(scene).status_code == 200, seconds=20)
+
+
+@pytest.mark.parametrize("is_tiny", [True, False], ids=["a tiny bound", "no folder"])
+def test_log_rows_without_room_are_counted_and_told_and_no_audit_row_is_lost(
+    relay: Relay,
+    peer: Peer,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    is_tiny: bool,
+):
+    settings.GATEWAY_ALLOW_PRIVATE_UPSTREAMS = settings.GATEWAY_METRICS_OPEN = True
+    settings.GATEWAY_SPOOL_DIR = tmp_path / "spool"
+    settings.GATEWAY_SPOOL_MAX_BYTES = 1 if is_tiny else 10**9
+    monkeypatch.setattr("gateway.proxy.watch.LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr("gateway.proxy.plane.POOL_WAIT_SECONDS", 0.3)
+    tenant = TenantFactory()
+    server = MCPServerFactory(tenant=tenant, endpoint_url=peer.url)
+    with running_gateway() as url:
+        scene = Scene(url, tenant, server, EnhancedAPIKeyFactory(tenant=tenant), peer)
+        scene.row(scene.call())
+        away(scene, relay)
+        if not is_tiny:
+            shutil.rmtree(settings.GATEWAY_SPOOL_DIR)
+            settings.GATEWAY_SPOOL_DIR.touch()
+        assert [scene.send().status_code for _ in range(5)] == [200] * 5
+        assert scene.send(key="").status_code == 401
+        page = f"{url}/metrics"
+        wait_until(
+            lambda: re.search(
+                r"^mcp_gateway_log_rows_dropped_total(\{.*\})? 6(\.0)?$",
+                httpx2.get(page, trust_env=False).text,
+                re.MULTILINE,
+            )
+        )
+        relay.mend()
+        wait_until(lambda: contact_of(scene).era is not None, seconds=20)
+    assert RequestLog.objects.count() == 1
+    told_of = AuditLog.objects.filter(action__in=["call.deny", "request_log.drop"])
+    assert {entry.action: entry.details["count"] for entry in told_of} == {
+        "call.deny": 1,
+        "request_log.drop": 6,
+    }
 
 
 def test_a_dead_server_is_left_alone_meanwhile_and_its_row_is_told(cuttable: Scene, relay: Relay):
