@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -56,6 +57,7 @@ class Watch:
         self._forget = forget
         self._announce, self._back = announce, back
         self._pause = FIRST_PAUSE
+        self._is_told_deaf = False
 
     async def run(self) -> None:
         try:
@@ -89,10 +91,10 @@ class Watch:
         try:
             await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
             await self._check_hearing(connection)
-            if self._contact.is_away:
-                logger.warning("the database is back; it was away since %s", self._contact.lost_at)
+            since = self._contact.lost_at if self._contact.is_away else None
             self._contact.in_touch()
-            self._pause = FIRST_PAUSE
+            self._pause, self._is_told_deaf = FIRST_PAUSE, False
+            _tell_back(since)
             # Beside: notices are not to wait for it.
             back = asyncio.create_task(self._back(), name="watch: back")
             while True:
@@ -129,24 +131,38 @@ class Watch:
         self._contact.reachable()
 
     async def _look_elsewhere(self, why: object) -> None:
-        """Notices do not come: does the database answer at all?"""
+        """Notices do not come: does the database answer at all?
+
+        The first time that it does it may have come back since listening was tried.
+        """
         was_away, was_reachable = self._contact.is_away, self._contact.is_reachable
+        since = self._contact.lost_at
         try:
             await self._announce(_mark())
         except ERRORS as error:
             self._contact.away()
             if not was_away:
-                logger.warning(
-                    "the database is away, calls go on from memory: %s", first_line(error)
-                )
+                self._tell_away(error)
             return
         self._contact.reachable()
-        if not was_reachable:
+        if was_away:
+            _tell_back(since)
+        elif was_reachable and not self._is_told_deaf:
+            self._is_told_deaf = True
             logger.warning(
                 "no connection that hears of changes, so each call asks the database: %s. "
                 "Check DATABASE_DIRECT_URL and the server's max_connections",
                 _words(why),
             )
+
+    def _tell_away(self, error: Exception) -> None:
+        calls = "go on from memory" if self._contact.may_use_memory else "are refused"
+        logger.warning("the database is away, calls %s: %s", calls, first_line(error))
+
+
+def _tell_back(since: datetime | None) -> None:
+    if since is not None:
+        logger.warning("the database is back; it was away since %s", since.isoformat())
 
 
 def _words(why: object) -> str:

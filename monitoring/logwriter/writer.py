@@ -300,12 +300,15 @@ class LogWriter:
         if self._is_away() and not stopping:
             await self._keep_batches()
             return
+        before = self.written, self._away_until
         try:
             await self._write_all(stopping=stopping)
         except Unavailable as error:
             await self._went_away(error)
         else:
-            self._pause, self._away_until = FLUSH_SECONDS, 0.0
+            # With nothing to write nobody was asked.
+            if self.written > before[0] and self._away_until == before[1]:
+                self._came_back()
 
     async def _make_lines(self) -> None:
         """What waits becomes batches of lines."""
@@ -492,6 +495,13 @@ class LogWriter:
         self._pause = min(LONGEST_PAUSE, self._pause * 2)
         self._away_until = time.monotonic() + self._pause
         await self._keep_batches()
+
+    def _came_back(self) -> None:
+        if self._away_until:
+            logger.warning(
+                "PostgreSQL takes log rows again; still in files: %d", self.backlog.spooled
+            )
+        self._pause, self._away_until = FLUSH_SECONDS, 0.0
 
     async def _keep_batches(self) -> None:
         """What was not written goes to the spool; journalled rows of earlier rounds to the disk."""

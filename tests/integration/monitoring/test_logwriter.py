@@ -371,7 +371,7 @@ def test_rows_are_inserted_in_slices_that_let_calls_go_on(monkeypatch):
 # ---------------------------------------------------------------- while PostgreSQL is away
 
 
-def test_rows_of_an_outage_are_loaded_afterwards_once_each(tmp_path, proxy):
+def test_rows_of_an_outage_are_loaded_afterwards_once_each(tmp_path, proxy, caplog):
     rows, notes = [row() for _ in range(300)], [audit() for _ in range(20)]
 
     async def work(log: LogWriter) -> None:
@@ -385,6 +385,7 @@ def test_rows_of_an_outage_are_loaded_afterwards_once_each(tmp_path, proxy):
         assert not log.status.available
         assert log.status.waiting == 0
         assert log.backlog == Backlog(waiting=0, spooled=200, lost=0)
+        assert "takes log rows again" not in caplog.text
         assert {stat.S_IMODE(path.stat().st_mode) for path in spooled(tmp_path)} == {0o600}
         proxy.mend()
         await until(lambda: log.status.spooled_bytes == 0)
@@ -395,6 +396,8 @@ def test_rows_of_an_outage_are_loaded_afterwards_once_each(tmp_path, proxy):
     assert ids(AuditLog) == sorted_ids(notes)
     assert log.dropped == 0
     assert [path.name for path in tmp_path.iterdir()] == ["spool.lock"]
+    assert caplog.text.count("PostgreSQL does not take log rows, they go to files") == 1
+    assert caplog.text.count("PostgreSQL takes log rows again; still in files: 0") == 1
 
 
 def test_what_cannot_be_written_at_the_end_waits_for_the_next_process(tmp_path, proxy, caplog):
