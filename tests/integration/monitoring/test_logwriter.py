@@ -278,7 +278,10 @@ def test_rows_before_the_oldest_partition_are_left_out_and_audit_rows_kept_aside
     assert "older than its oldest partition" in caplog.text
 
 
-def test_rows_that_wait_for_a_partition_stay_in_one_file_and_rest_longer_each_time(tmp_path):
+def test_rows_that_wait_for_a_partition_stay_in_one_file_and_rest_longer_each_time(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(writer, "FLUSH_SECONDS", 600)  # no round but those of this test
     ahead = [row(request_time=now() + timedelta(days=60)) for _ in range(4)]
     tries: list[int] = []
 
@@ -290,7 +293,8 @@ def test_rows_that_wait_for_a_partition_stay_in_one_file_and_rest_longer_each_ti
             await write(batch)
 
         await put(*ahead)(log)
-        await until(lambda: log.status.spooled_bytes > 0)
+        log._wake.set()
+        await until(lambda: log.backlog == Backlog(waiting=0, spooled=4, lost=0))
         log._store._write = counted  # type: ignore[method-assign]
         for _ in range(8):
             tries.append(0)
