@@ -199,7 +199,11 @@ class RequestLogEntry(RequestColumns):
 
 
 class Figures(models.Model):
-    """What the calls of one tenant in one span of time add up to, in a form that can be added."""
+    """What the calls of one tenant in one span of time add up to, in a form that can be added.
+
+    With all bits of the tenant's id set (`queries.STRANGERS`): calls that were refused with a 4xx
+    before a key was known. They are among all calls too.
+    """
 
     tenant_id = models.UUIDField(db_comment="The zero UUID: all calls, those of no tenant too.")
     bucket = models.DateTimeField(db_comment="Where the span begins, in UTC.")

@@ -15,6 +15,7 @@ from django.db import connection
 __all__ = [
     "ALL_TENANTS",
     "SERIES_STEPS",
+    "STRANGERS",
     "database_sizes",
     "fetch_rows",
     "index_usage",
@@ -25,6 +26,7 @@ __all__ = [
     "tenant_usage",
     "top_tenants",
     "top_tools",
+    "traffic_series",
 ]
 
 Row = dict[str, Any]
@@ -39,6 +41,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # What stands for all tenants together in the rollups.
 ALL_TENANTS = UUID(int=0)
+# What stands for calls that were refused without a known key.
+STRANGERS = UUID(int=2**128 - 1)
 
 _TENANT_USAGE = """
 SELECT tenant.slug AS tenant, usage.*
@@ -117,6 +121,16 @@ def request_series(*, hours: int, at: datetime, tenant_id: UUID | None = None) -
     since = _EPOCH + (at - _EPOCH) // step * step - timedelta(hours=hours) + step
     window = {"since": since, "until": at, "step": step}
     return fetch_rows(_SERIES, {"tenant": tenant_id or ALL_TENANTS, **window})
+
+
+def traffic_series(*, hours: int, at: datetime) -> list[Row]:
+    """The series of the whole gateway, with the column `strangers`; `errors` are without these."""
+    # First: what comes in between is then in neither, or among the errors.
+    strangers = request_series(hours=hours, at=at, tenant_id=STRANGERS)
+    return [
+        {**row, "errors": row["errors"] - refused["errors"], "strangers": refused["errors"]}
+        for row, refused in zip(request_series(hours=hours, at=at), strangers, strict=True)
+    ]
 
 
 def top_tools(*, since: datetime, until: datetime, limit: int) -> list[Row]:

@@ -11,6 +11,10 @@ get_tenant_usage_summary():
 - Readers add rollups and deltas in one statement, thus in one snapshot, and read the log itself
   only for the up to five minutes at either end of their window.
 
+Calls that were refused without a known key are kept once more under an id of their own
+(`queries.STRANGERS`): a share of failures leaves them out, or anybody who scans the gateway would
+raise the alarm, and hide an outage among them.
+
 The rollups know nothing of rows that are changed or deleted later, which is right where old rows
 are dropped; after any other deletion `rollups_rebuild` counts anew.
 """

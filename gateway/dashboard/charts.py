@@ -10,7 +10,7 @@ from typing import Any
 from gateway.dashboard.window import Window
 from registry.admin_base import duration, percentage
 
-__all__ = ["Chart", "latency_chart", "traffic_chart"]
+__all__ = ["Chart", "failed_share", "latency_chart", "traffic_chart"]
 
 Row = dict[str, Any]
 
@@ -45,6 +45,7 @@ def _count(value: int) -> str:
 TRAFFIC = (
     Line("requests", "calls", "var(--color-primary-600)", _count),
     Line("errors", "failed", "#dc2626", _count),
+    Line("strangers", "refused without a known key", "#9ca3af", _count),
 )
 LATENCY = (
     Line("p50_duration_ms", "half within", "var(--color-primary-600)", duration),
@@ -53,17 +54,26 @@ LATENCY = (
 )
 
 
+def failed_share(series: Sequence[Row]) -> float | None:
+    """Of the calls with a known key; None without any."""
+    names = ("requests", "errors", "strangers")
+    requests, errors, strangers = (sum(row[name] for row in series) for name in names)
+    return errors / (requests - strangers) if requests > strangers else None
+
+
 def traffic_chart(series: Sequence[Row], window: Window) -> Chart:
-    """Calls and failures."""
-    requests, errors = (sum(row[name] for row in series) for name in ("requests", "errors"))
+    """Calls, failures, and refused calls without a known key."""
+    requests, strangers = (sum(row[name] for row in series) for name in ("requests", "strangers"))
     busiest = max(series, key=lambda row: row["requests"], default=None)
     summary = "No calls."
     if requests and busiest:
         summary = (
-            f"{requests:,} calls, {percentage(errors / requests)} of them failed; most,"
+            f"{requests:,} calls, {percentage(failed_share(series))} failed; most,"
             f" {busiest['requests']:,}, in the {_length(window)} from"
             f" {busiest['bucket']:{window.label}} UTC."
         )
+        if strangers:
+            summary += f" {strangers:,} without a known key were refused, which is no failure."
     return _chart("Calls", TRAFFIC, series, window, summary, fill="bar")
 
 

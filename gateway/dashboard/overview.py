@@ -14,7 +14,7 @@ from django.urls import reverse
 from django.utils.http import urlencode
 from django.utils.timezone import now
 
-from gateway.dashboard.charts import latency_chart, traffic_chart
+from gateway.dashboard.charts import failed_share, latency_chart, traffic_chart
 from gateway.dashboard.metrics import Measured, problems
 from gateway.dashboard.tables import Table, chip, date_and_time, link
 from gateway.dashboard.tasks import known_tasks, late_problems, tasks_table
@@ -41,6 +41,7 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         return context
     at, window = now(), chosen_window(request.GET.dict())
     figures = [Measured(**row) for row in queries.performance_metrics()]
+    series = queries.traffic_series(hours=window.hours, at=at)
     alerts = _firing()
     health = _health()
     breakers = _breakers()
@@ -54,12 +55,12 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "cards": [
             _servers_card(health),
             _breakers_card(breakers),
-            _requests_card(window),
+            _requests_card(window, series),
             _alerts_card(alerts),
         ],
         "alerts": alerts[:TOP],
         "may_acknowledge": request.user.has_perm("monitoring.change_performancealert"),
-        "charts": _charts(window, at),
+        "charts": [traffic_chart(series, window), latency_chart(series, window)],
         "live": [_servers(), _breakers_table(breakers), _load(figures)],
         "tasks": tasks_table(tasks, at),
         "tables": [_tools(window, at), _tenants(window, at)],
@@ -115,11 +116,11 @@ def _breakers_card(breakers: Sequence[CircuitBreaker]) -> Card:
     )
 
 
-def _requests_card(window: Window) -> Card:
+def _requests_card(window: Window, series: Sequence[dict[str, Any]]) -> Card:
     found = queries.request_performance(hours=window.hours)
     total = found["total_requests"]
     slow = duration(found["p95_duration_ms"])
-    note = f"{percentage(found['error_rate'])} failed, 95 % within {slow}"
+    note = f"{percentage(failed_share(series))} failed, 95 % within {slow}"
     return Card(
         title=f"Calls, {window.title[0].lower()}{window.title[1:]}",
         value=f"{total:,}",
@@ -150,11 +151,6 @@ def _alerts_card(alerts: Sequence[PerformanceAlert]) -> Card:
 
 
 # --------------------------------------------------------------------------- traffic
-
-
-def _charts(window: Window, at: datetime) -> list[Any]:
-    series = queries.request_series(hours=window.hours, at=at)
-    return [traffic_chart(series, window), latency_chart(series, window)]
 
 
 def _tools(window: Window, at: datetime) -> Table:

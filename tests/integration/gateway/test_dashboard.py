@@ -119,16 +119,20 @@ def test_charts_and_tables_show_the_window(window: str, inside: int, admin_clien
             tool_name="add",
             status_code=502,
         )
+    RequestLogFactory(status_code=401, request_time=now() - timedelta(seconds=1))
+    RequestLogFactory(tenant_id=tenant.pk, request_time=now() - timedelta(seconds=1))
     rollups_compact()
     html = page(admin_client, window=window)
-    assert f"{inside} calls, 100 % of them failed" in words(html)
+    failed = f"{100 * inside / (inside + 1):.3g} % failed"
+    assert f"{inside + 2} calls, {failed}" in words(html), "a stranger's is not one of them"
+    assert f"{failed}, 95 % within" in words(html), "on the card too"
     hours = window if window != "nonsense" else "24"
     assert f"window={hours}&amp;tenant_id={tenant.pk}&amp;outcome=failed" in html or (
         f"tenant_id={tenant.pk}&amp;window={hours}" in html
     )
     [charted] = re.findall(r'aria-label="Calls: [^"]*" data-type="bar" data-value="([^"]*)"', html)
     data = json.loads(charted.replace("&quot;", '"'))
-    assert [sum(line["data"]) for line in data["datasets"]] == [inside, inside]
+    assert [sum(line["data"]) for line in data["datasets"]] == [inside + 2, inside, 1]
 
 
 def test_the_overview_costs_few_queries_however_much_there_is(admin_client: Client) -> None:

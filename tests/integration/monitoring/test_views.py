@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.db import connection, transaction
@@ -220,7 +221,11 @@ def test_requests_of_the_last_minutes() -> None:
     assert metric("error_rate")["all"]["status"] == "warning"
     slow = metric("p95_duration_ms")["all"]
     assert (slow["value"], slow["status"]) == (pytest.approx(9000, rel=0.01), "critical")
+    RequestLogFactory.create_batch(5, status_code=401)
+    RequestLogFactory(status_code=503)  # nobody was refused: the gateway failed
+    RequestLogFactory(status_code=403, api_key_id=uuid4())
     before = metric("error_rate")
+    assert before["all"]["value"] == pytest.approx(4 / 12), "strangers do not count"
     rollups_compact()
     assert metric("error_rate")["all"]["value"] == before["all"]["value"], "deltas or rollups"
 
