@@ -52,6 +52,7 @@ from registry.admin_base import (
     ReadOnlyMixin,
     ServiceAdmin,
     TimeWindowFilter,
+    UncountedList,
     UncountedPaginator,
     actor_of,
     byte_size,
@@ -631,6 +632,9 @@ class AlertEventAdmin(OwnedRowsMixin, OperatorAdmin):
 
     def has_change_permission(self, *_: Any, **__: Any) -> bool:
         return False
+
+    def get_changelist(self, *_: Any, **__: Any) -> type[UncountedList]:
+        return UncountedList
 
     @display(description="event", label=EVENT_COLOURS)
     def what(self, event: AlertEvent) -> str:

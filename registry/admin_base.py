@@ -47,6 +47,7 @@ __all__ = [
     "ServerRowsMixin",
     "ServiceAdmin",
     "TimeWindowFilter",
+    "UncountedList",
     "UncountedPaginator",
     "actor_of",
     "byte_size",
