@@ -654,10 +654,11 @@ def _statistics_changes(declared: State, actual: State, plan: list[Change]) -> I
 
 
 def _why_analyze(table: Table) -> str:
-    if table.days_since_analyze is None:
+    days = table.days_since_analyze
+    if days is None and table.is_guessed:
         return "was never analysed"
-    if table.is_partitioned and table.days_since_analyze > ANALYZE_PARENT_DAYS:
-        return f"was analysed {table.days_since_analyze:.0f} days ago, and autovacuum skips parents"
+    if table.is_partitioned and days is not None and days > ANALYZE_PARENT_DAYS:
+        return f"was analysed {days:.0f} days ago, and autovacuum skips parents"
     if table.changes > ANALYZE_CHANGES + ANALYZE_SHARE * table.rows:
         return f"changed in {table.changes:,} rows since it was analysed"
     return ""

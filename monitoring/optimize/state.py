@@ -118,7 +118,8 @@ class Table:
     leaves: tuple[Leaf, ...] = ()
     rows: int = 0
     changes: int = 0  # rows changed since the last ANALYZE
-    days_since_analyze: float | None = None  # None: never analysed
+    days_since_analyze: float | None = None  # None: nobody knows, as after a crash
+    is_guessed: bool = False  # it holds rows of which the planner knows nothing at all
 
 
 @dataclass(slots=True, kw_only=True)
@@ -211,7 +212,11 @@ _VIEWS = """
 _TABLES = """
     SELECT t.relname, t.relkind = 'p', coalesce(s.n_live_tup, 0),
            coalesce(s.n_mod_since_analyze, 0),
-           extract(epoch FROM now() - greatest(s.last_analyze, s.last_autoanalyze)) / 86400
+           extract(epoch FROM now() - greatest(s.last_analyze, s.last_autoanalyze)) / 86400,
+           t.reltuples < 0 AND (pg_relation_size(t.oid) > 0 OR EXISTS (
+               SELECT FROM pg_partition_tree(t.oid) leaf
+               WHERE leaf.isleaf AND pg_relation_size(leaf.relid) > 0
+           ))
     FROM pg_class t
     JOIN pg_namespace n ON n.oid = t.relnamespace
     LEFT JOIN pg_stat_all_tables s ON s.relid = t.oid
@@ -359,8 +364,11 @@ def _read_tables(connection: BaseDatabaseWrapper, schema: str) -> dict[str, Tabl
             rows=rows,
             changes=changes,
             days_since_analyze=None if days is None else float(days),
+            is_guessed=is_guessed,
         )
-        for name, is_partitioned, rows, changes, days in _rows(connection, _TABLES, schema)
+        for name, is_partitioned, rows, changes, days, is_guessed in _rows(
+            connection, _TABLES, schema
+        )
     }
 
 

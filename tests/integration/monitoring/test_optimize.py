@@ -33,7 +33,7 @@ from monitoring.optimize.state import (
 from registry.db import direct
 from registry.db.catalogue import left_out
 from registry.db.tenancy import READER_ROLE
-from tests.factories import UserFactory
+from tests.factories import RequestLogFactory, UserFactory
 
 # CONCURRENTLY is refused in a transaction, and other sessions have to see the rows.
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("as_declared")]
@@ -477,6 +477,7 @@ def test_unapplied_migration_is_reported_and_not_anticipated(execute: Execute) -
 
 
 def test_statistics_are_refreshed_after_many_changes(execute: Execute) -> None:
+    execute("ANALYZE tenants")
     execute(
         "INSERT INTO tenants (id, name, slug, description, status, settings)"
         " SELECT gen_random_uuid(), '', 'tenant-' || i, '', 'active', '{}'"
@@ -488,6 +489,17 @@ def test_statistics_are_refreshed_after_many_changes(execute: Execute) -> None:
     assert "tenants changed in" in said
     assert optimize("--phase", "5")[0] == 0
     assert execute("SELECT reltuples FROM pg_class WHERE relname = 'tenants'") == [(2000.0,)]
+
+
+def test_an_empty_table_needs_no_statistics(execute: Execute) -> None:
+    execute("TRUNCATE sessions, request_logs")
+    for table in ("sessions", "request_logs"):
+        execute("SELECT pg_stat_reset_single_table_counters(%s::regclass)", table)
+    said = optimize("--check", "--phase", "5")[1]
+    assert "sessions was never" not in said
+    assert "request_logs was never" not in said
+    RequestLogFactory()  # in a partition
+    assert "request_logs was never analysed" in optimize("--check", "--phase", "5")[1]
 
 
 # --------------------------------------------------------------------------- shown or run
