@@ -16,7 +16,12 @@ from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.db.models import F, Q
 
-from monitoring.alerts.channels import addresses_check, check_channels, secrets_split
+from monitoring.alerts.channels import (
+    addresses_check,
+    channel_public,
+    check_channels,
+    secrets_split,
+)
 from monitoring.alerts.events import event_record
 from monitoring.alerts.figures import Reading
 from monitoring.audit import Actor, audit_write
@@ -157,8 +162,15 @@ def _insert(row: Row, *, actor: Actor, action: str) -> Row:
 def _change(row: Row, changes: Mapping[str, Any], *, actor: Actor, action: str) -> Row:
     current, changed = row_change(row=row, changes=changes)
     if changed:
-        audit_write(actor=actor, action=action, resource=current, details=changed)
+        audit_write(actor=actor, action=action, resource=current, details=_public(changed))
     return current
+
+
+def _public(changed: dict[str, Any]) -> dict[str, Any]:
+    """What changed, as everybody may see it who reads the audit log."""
+    channels = changed.get("notification_channels", {})
+    shown = {side: [channel_public(one) for one in channels[side]] for side in channels}
+    return {**changed, "notification_channels": shown} if shown else changed
 
 
 @transaction.atomic

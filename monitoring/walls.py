@@ -31,7 +31,12 @@ WALLS = (
     Wall(table="request_users", read="tenant_id = {tenant}"),
     Wall(table="request_user_deltas", read="tenant_id = {tenant}"),
     # Alerts on all servers are the operators'.
-    Wall(table="performance_alerts", read=OF_OWN_SERVER, change=OF_OWN_SERVER),
+    Wall(
+        table="performance_alerts",
+        read=OF_OWN_SERVER,
+        change=OF_OWN_SERVER,
+        secret=("notification_channels", "channel_secrets"),  # a webhook's URL is a secret, too
+    ),
     # A tenant that looks after an alert, changes or removes one, writes or removes its history too.
     Wall(table="alert_events", read=_OF_OWN_ALERT, change=_OF_OWN_ALERT),
 )

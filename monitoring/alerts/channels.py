@@ -6,7 +6,8 @@
 
 Each may name the `events` that it is told; without, those of `TOLD`. A webhook's secret signs
 what is sent. It is kept apart and encrypted; in the list stands `HIDDEN` in its place, and who
-sends that back keeps the secret.
+sends that back keeps the secret. The path of a webhook is often a secret, too: who may not change
+an alert sees its host (`channel_public`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "addresses_check",
     "channel_key",
     "channel_label",
+    "channel_public",
     "check_channels",
     "secrets_split",
     "told",
@@ -201,6 +203,14 @@ def channel_key(channel: Channel) -> str:
     target = channel.get("url") or sorted(channel.get("to", []))
     digest = hashlib.sha256(json.dumps([channel["type"], target]).encode())
     return f"{channel['type']}-{digest.hexdigest()[:16]}"
+
+
+def channel_public(channel: Channel) -> dict[str, Any]:
+    """What everybody may see: of a webhook's URL no path and no query."""
+    shown = dict(channel)
+    if "url" in shown:
+        shown["url"] = urlsplit(shown["url"])._replace(path="/", query="").geturl()
+    return shown
 
 
 def channel_label(channel: Channel) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from monitoring.alerts.channels import check_channels
+from monitoring.alerts.channels import channel_public, check_channels
 from monitoring.alerts.history import Preview
 from monitoring.models import (
     CHANNELS_HELP,
@@ -22,6 +22,7 @@ from monitoring.models import (
 )
 from monitoring.retention.tables import RETAINED
 from registry.api.base import OwnServerField
+from registry.api.callers import caller_of
 from registry.api.fields import FiniteFloatField, SafeJSONField
 from registry.api.serializers import refuse_changes
 
@@ -47,7 +48,16 @@ __all__ = [
 
 @extend_schema_field({"type": "array", "items": {"type": "object"}})
 class ChannelsField(SafeJSONField):
-    """Notification channels. Secrets are written, never shown again."""
+    """Notification channels. Secrets are written, never shown again.
+
+    Of a webhook's URL the path is for those who may change it.
+    """
+
+    def to_representation(self, value: Any) -> Any:
+        channels = super().to_representation(value)
+        if caller_of(self.context["request"]).has("write"):
+            return channels
+        return [channel_public(channel) for channel in channels]
 
 
 class PerformanceAlertSerializer(serializers.ModelSerializer[PerformanceAlert]):

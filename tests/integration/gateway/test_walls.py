@@ -292,6 +292,7 @@ def test_the_application_has_no_right_to(statement: str) -> None:
         ("SELECT password FROM users", False),
         ("SELECT session_data FROM sessions", False),
         ("SELECT value FROM system_configs", False),
+        ("SELECT notification_channels FROM performance_alerts", False),
         ("UPDATE mcp_servers SET name = ''", False),
         ("SELECT * FROM procrastinate_jobs", False),
     ],

@@ -261,6 +261,14 @@ def test_a_webhooks_secret_is_written_and_never_shown(operator):
     assert PerformanceAlert.objects.get().channel_secrets.open() == {HOOK["url"]: HOOK["secret"]}
     for answer in (made, changed, operator.get(path), operator.get(ALERTS), operator.get(AUDIT)):
         assert HOOK["secret"] not in answer.content.decode()
+    reader = client_of(None, scopes=["read", "metrics"])
+    assert reader.get(path).json()["notification_channels"] == [
+        HOOK | {"url": "https://8.8.8.8/", "secret": "not shown"},
+        {"type": "log"},
+    ]
+    for answer in (reader.get(ALERTS), operator.get(AUDIT)):
+        assert HOOK["url"] not in answer.text, "the path is often a secret"
+        assert '"https://8.8.8.8/"' in answer.text
     elsewhere = [shown[0] | {"url": "https://8.8.4.4/"}]
     refused = operator.patch(path, {"notification_channels": elsewhere}, "json")
     assert "no secret is stored" in refused.json()["notification_channels"][0]
