@@ -80,7 +80,8 @@ def events(gates: list[threading.Event], *, ended: threading.Event | None = None
     """An SSE answer: one event each time the next gate opens."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        headers = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+        response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         try:
             for number, gate in enumerate(gates):

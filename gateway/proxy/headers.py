@@ -26,7 +26,6 @@ _TO_CLIENT = {
     "content-length",
     "content-type",
     "retry-after",
-    "x-accel-buffering",
 }
 
 
