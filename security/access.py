@@ -129,6 +129,12 @@ def decide(
             Reason.SCOPE_MISSING,
             "The API key lacks the scope 'proxy'. Use a key that has it.",
         )
+    if not slug:
+        return Refusal(
+            Reason.SERVER_NOT_FOUND,
+            "Name a server in the address: /mcp/<server>. "
+            "The servers you may call are listed at /api/v1/servers.",
+        )
     if target is None or not target.is_enabled:
         state = "is switched off" if target else "does not exist or is not yours"
         return Refusal(

@@ -474,6 +474,8 @@ class Exchange:
     async def _fail(self, failure: Failure) -> None:
         status = self.row.status_code if self.answered else failure.status
         self._note(status, failure.reason, failure.message)
+        if failure.detail and self.plane.seldom.is_due(f"{self.slug}: {failure.reason}"):
+            logger.warning("server %s cannot be reached: %s", self.slug, failure.detail)
         if failure.reason in DENIALS:
             self._deny(failure)
         if self.answered:

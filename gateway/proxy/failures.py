@@ -24,7 +24,7 @@ class Failure(Exception):
     """Ends a call with an answer of the gateway's own. `retry_after` in seconds.
 
     `server_failed`: the server's breaker counts it. What the gateway itself refuses or cannot do
-    says nothing about the server.
+    says nothing about the server. `detail` is for the operators' log, never for the caller.
     """
 
     status: int
@@ -34,6 +34,7 @@ class Failure(Exception):
     code: int = GATEWAY_ERROR
     headers: tuple[tuple[str, str], ...] = ()
     server_failed: bool = False
+    detail: str = ""
 
     @classmethod
     def of(cls, refusal: Refusal) -> Failure:

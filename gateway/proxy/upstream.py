@@ -15,6 +15,7 @@ import aiohttp
 from gateway.proxy.failures import Failure
 from gateway.proxy.gate import Allowance, Gate
 from gateway.proxy.route import Route
+from gateway.seldom import first_line
 from registry.upstream import current_policy, guarded_socket
 
 __all__ = ["Upstream", "Upstreams", "invalid_answer"]
@@ -174,7 +175,7 @@ class Upstreams:
 def _unreachable(route: Route, error: Exception) -> Failure:
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, PermissionError):
-        why = (cause.strerror or "it may not be").rstrip(".")
+        why = "the gateway may not connect to its address"
     elif isinstance(error, aiohttp.ConnectionTimeoutError):
         why = "connecting took too long"
     elif isinstance(error, aiohttp.ServerDisconnectedError):
@@ -187,6 +188,7 @@ def _unreachable(route: Route, error: Exception) -> Failure:
         f"Server '{route.slug}' cannot be reached: {why}. Try again later; its operator can see "
         "its health at /api/v1/servers.",
         server_failed=not isinstance(cause, PermissionError),
+        detail=first_line(getattr(cause, "strerror", None) or cause),
     )
 
 

@@ -153,6 +153,15 @@ def test_servers_of_others_do_not_exist_and_own_ones_win_over_shared(scene: Scen
     assert scene.call(slug="common").status_code == 200
 
 
+def test_an_address_without_a_server_says_where_servers_are_listed(scene: Scene):
+    for method in ("POST", "GET"):
+        answer = scene.call(slug="/", method=method)
+        assert (answer.status_code, reason(answer)) == (404, "server_not_found")
+        message = answer.json()["error"]["message"]
+        assert "/mcp/<server>" in message
+        assert "/api/v1/servers" in message
+
+
 def test_the_hourly_limit_answers_429_with_retry_after(scene: Scene):
     EnhancedAPIKey.objects.filter(id=scene.key.id).update(rate_limit_per_hour=2)
     assert [scene.call().status_code for _ in range(2)] == [200, 200]
@@ -243,7 +252,7 @@ def test_a_silent_server_answers_504(scene: Scene):
     assert (response.status_code, reason(response)) == (504, "upstream_timeout")
 
 
-def test_private_addresses_are_refused_at_connect_time(scene: Scene, settings):
+def test_private_addresses_are_refused_at_connect_time(scene: Scene, settings, caplog):
     settings.GATEWAY_ALLOW_PRIVATE_UPSTREAMS = False
     port = scene.peer.port
     for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]"):
@@ -251,7 +260,9 @@ def test_private_addresses_are_refused_at_connect_time(scene: Scene, settings):
         MCPServer.objects.filter(id=scene.server.id).update(endpoint_url=url)
         response = scene.call()
         assert (response.status_code, reason(response)) == (502, "upstream_unreachable")
-        assert "not a public address" in response.json()["error"]["message"]
+        assert f"'{scene.server.slug}' cannot be reached" in response.json()["error"]["message"]
+        assert "127.0.0.1" not in response.text, "the address is the operators' business"
+    assert "127.0.0.1 is not a public address" in caplog.text
     assert not scene.peer.seen
 
 
@@ -262,7 +273,7 @@ def test_events_reach_the_caller_as_they_are_sent(scene: Scene):
     with httpx2.stream(
         "POST", url, json=CALL, headers=headers, timeout=5, trust_env=False
     ) as response:
-        assert response.headers["x-accel-buffering"] == "no"
+        assert response.headers.get_list("x-accel-buffering") == ["no"]
         chunks = response.iter_text()
         for number, gate in enumerate(gates):
             gate.set()  # the next event is only sent once the one before was read
