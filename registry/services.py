@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
+from urllib.parse import parse_qsl
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
@@ -57,6 +58,12 @@ CHANGEABLE = {
 _REGISTRY_NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+# Of a query's parameters, without their hyphens and underscores: what can only be a secret.
+_SECRET_NAMES = {
+    "accesskey", "accesstoken", "apikey", "apitoken", "auth", "authorization", "authtoken",
+    "bearer", "clientsecret", "credential", "credentials", "jwt", "key", "passwd", "password",
+    "pwd", "secret", "secretkey", "sig", "signature", "token", "xapikey",
+}  # fmt: skip
 # The gateway writes these itself; a stored value would break the message's framing.
 _OWN_HEADERS = {"host", "content-length", "transfer-encoding", "connection", "te", "upgrade"}
 
@@ -264,6 +271,7 @@ def _check_address(url: str, transport: str) -> None:
     policy = current_policy()
     try:
         parts = check_url(url, transport=transport)
+        _check_query(parts.query)
         host = parts.hostname or ""
         with transaction_left():  # a request's; DNS may take its time
             found = resolve(host, port_of(parts))
@@ -273,6 +281,16 @@ def _check_address(url: str, transport: str) -> None:
         return
     except UpstreamURLError as error:
         raise ValidationError({"endpoint_url": str(error)}) from None
+
+
+def _check_query(query: str) -> None:
+    """Every page and list shows a server's address, so no secret may stand in it."""
+    for name, _ in parse_qsl(query, keep_blank_values=True):
+        if re.sub("[-_.]", "", name.lower()) in _SECRET_NAMES:
+            raise InvalidURL(
+                f"A URL must not carry a secret such as '{name[:64]}', for it is shown and logged; "
+                "store it as credentials, which are sent as headers and kept encrypted."
+            )
 
 
 def _check_command(line: str, *, allowed: bool) -> None:

@@ -75,6 +75,7 @@ def test_a_slug_is_unique_per_tenant_and_among_the_shared():
         ({"slug": "two__underscores"}, "slug"),
         ({"url": "ftp://mcp.example.org"}, "endpoint_url"),
         ({"url": "https://127.0.0.1/mcp"}, "endpoint_url"),
+        ({"url": "https://mcp.example.org/mcp?team=1&API-Key=x"}, "endpoint_url"),
         ({"transport": "pigeon"}, "transport_type"),
         ({"transport": "stdio", "url": "cat"}, "transport_type"),
         ({"registry_name": "no slash"}, "registry_name"),
@@ -123,7 +124,7 @@ def test_a_new_address_forgets_the_old_health_and_tells_no_secret():
     changed = server_update(
         actor=ACTOR,
         server=server,
-        endpoint_url="https://mcp.example.org/v2?token=hush",
+        endpoint_url="https://mcp.example.org/v2?team=hush",
         credentials={"headers": {"Authorization": "Bearer hush2"}},
     )
     assert (changed.health_status, changed.avg_response_time) == ("unknown", None)
