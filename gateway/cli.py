@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from argparse import ArgumentParser
 from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import NoReturn
 
 import gateway
 from gateway.lifeline import die_with_named_parent
@@ -47,6 +49,7 @@ def _run(arguments: list[str]) -> int:
     import django
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
+    from django.core.management.base import CommandParser
     from django.db import OperationalError, ProgrammingError
     from django.db.migrations.exceptions import MigrationSchemaMissing
 
@@ -58,6 +61,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     try:
         django.setup()
+        CommandParser.error = _wrong_usage  # type: ignore[method-assign]
         if _is_unknown(arguments):
             with suppress(SystemExit):  # Django says which names are near, but leaves with 1
                 execute_from_command_line(arguments)
@@ -75,6 +79,11 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _wrong_usage(parser: ArgumentParser, message: str) -> NoReturn:
+    """One sentence in place of a page of usage; Django's own commands say it so, too."""
+    parser.exit(2, f"Error: {message}. {parser.prog} --help says what it takes.\n")
 
 
 def _advice(error: Exception) -> str:

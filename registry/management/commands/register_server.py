@@ -23,6 +23,9 @@ class Command(BaseCommand):
             default=Transport.HTTP.value,
             help="Default: http.",
         )
+        parser.add_argument(
+            "--slug", metavar="SLUG", help="What the address ends in. Default: made of NAME."
+        )
         parser.add_argument("--tenant", default="default", metavar="SLUG", help="Default: default.")
         parser.add_argument("--description", default="", metavar="TEXT")
         parser.add_argument(
@@ -35,11 +38,13 @@ class Command(BaseCommand):
         name: str,
         url: str,
         transport: str,
+        slug: str | None,
         tenant: str,
         description: str,
         tags: list[str],
         **_options: Any,
     ) -> None:
+        _require_text(NAME=name, URL=url)
         try:
             server = server_register(
                 actor=Actor(service_name="cli"),
@@ -47,6 +52,7 @@ class Command(BaseCommand):
                 name=name,
                 url=url,
                 transport=transport,
+                slug=slug,
                 description=description,
                 tags=tags,
                 allow_stdio=True,
@@ -87,8 +93,15 @@ def _tenant(slug: str) -> Tenant:
     return found
 
 
+def _require_text(**arguments: str) -> None:
+    for name, text in arguments.items():
+        if not text.strip():
+            raise CommandError(f"{name} is empty: write one.", returncode=2)
+
+
 def _sentence(error: ValidationError) -> str:
-    return " ".join(error.messages)
+    hint = " Choose one with --slug." if "slug" in getattr(error, "error_dict", {}) else ""
+    return " ".join(error.messages) + hint
 
 
 def _reason(checked: Checked) -> str:

@@ -1,4 +1,5 @@
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ from monitoring.audit import Actor
 from registry.models import MCPServer, Tenant
 from security.models import APIKeyScope
 from security.services import api_key_create
+from security.validators import validate_network
 
 DEFAULT_SCOPES = [APIKeyScope.PROXY.value, APIKeyScope.READ.value]
 
@@ -34,7 +36,7 @@ class Command(BaseCommand):
             help="Repeatable: the only addresses it may come from. Default: all.",
         )  # fmt: skip
         parser.add_argument(
-            "--expires", type=int, metavar="DAYS", help="Days that it lives. Default: for ever."
+            "--expires", type=_days, metavar="DAYS", help="Days that it lives. Default: for ever."
         )
         parser.add_argument("--json", action="store_true", help="Print one JSON document.")
 
@@ -50,12 +52,15 @@ class Command(BaseCommand):
         json: bool,
         **_options: Any,
     ) -> None:
+        if not name.strip():
+            raise CommandError("Write a NAME that tells what the key is for.", returncode=2)
         owner = _tenant(tenant)
         _require(scopes or (), APIKeyScope.values, kind="scope")
         visible = MCPServer.objects.visible_to(owner.pk).order_by("slug")
         _require(servers, visible.values_list("slug", flat=True), kind="server")
         if expires is not None and not 1 <= expires <= 36_500:
             raise CommandError("--expires takes 1 to 36500 days.", returncode=2)
+        _check_networks(networks)
         try:
             row, text = api_key_create(
                 actor=Actor(service_name="cli"),
@@ -73,6 +78,21 @@ class Command(BaseCommand):
             return
         self.stdout.write(f"{text}")
         self.stderr.write("This is the only time that the key is shown; keep it now.")
+
+
+def _days(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"write a number of days such as 90, not '{text}'") from None
+
+
+def _check_networks(networks: Sequence[str]) -> None:
+    for network in networks:
+        try:
+            validate_network(network)
+        except ValidationError as error:
+            raise CommandError(f"--ip: {error.message}", returncode=2) from None
 
 
 def _document(pk: object, name: str, prefix: str, key: str) -> str:

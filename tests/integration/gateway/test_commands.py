@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from django.contrib.auth.models import Group
 from django.core.management import CommandError, call_command
+from django.core.management.base import CommandParser
 from django.utils.timezone import now
 
 from gateway import cli
@@ -124,7 +125,7 @@ def test_a_key_takes_all_its_restrictions(capsys):
         (["--tenant", "blue"], "no tenant 'blue'; there are: default"),
         (["--scope", "all"], "no scope 'all'; there are: read, write, admin"),
         (["--server", "theirs"], "no server 'theirs'; there are: mine"),
-        (["--ip", "10.0.0.300"], "10.0.0.300"),
+        (["--ip", "10.0.0.300"], "^--ip: '10.0.0.300' is no IP address or network"),
         (["--expires", "0"], "1 to 36500"),
     ],
 )
@@ -142,6 +143,17 @@ def test_an_unknown_command_is_wrong_usage_and_says_what_is_near(monkeypatch, ca
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert "optimize_db" in capsys.readouterr().err
+
+
+def test_wrong_usage_is_one_sentence(monkeypatch, capsys):
+    # The parser is Django's own, and other tests call commands without the command line.
+    monkeypatch.setattr(CommandParser, "error", CommandParser.error)
+    monkeypatch.setattr(sys, "argv", ["mcp-gateway", "up", "--port", "soon"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    said = capsys.readouterr().err
+    assert said.startswith("Error: argument --port: ")
+    assert said.count("\n") == 1
 
 
 def test_maintenance_runs_what_is_due_and_a_dry_run_only_says_it(capsys):

@@ -39,6 +39,9 @@ def test_a_server_that_is_away_is_registered_and_said_to_be_away(capsys):
     [
         (["x", "https://8.8.8.8/", "--tenant", "nope"], "there are: default", 2),
         (["x", "nonsense"], "whole URL", 1),
+        (["漢字", "https://8.8.8.8/"], "Choose one with --slug", 1),
+        (["x", "https://8.8.8.8/?token=1"], "store it as credentials", 1),
+        ([" ", "https://8.8.8.8/"], "NAME is empty", 2),
         (["x", "cat", "--transport", "stdio"], "GATEWAY_ALLOW_STDIO", 1),
     ],
 )
@@ -51,5 +54,7 @@ def test_errors_are_one_sentence(arguments, words, status):
 
 def test_a_stdio_command_is_registered_when_that_is_allowed(settings, capsys):
     settings.GATEWAY_ALLOW_STDIO = True
-    call_command("register_server", "Cat", "false", "--transport", "stdio")
-    assert "Health: unhealthy" in capsys.readouterr().out
+    call_command("register_server", "猫", "false", "--transport", "stdio", "--slug", "cat")
+    out = capsys.readouterr().out
+    assert "/mcp/cat" in out
+    assert "Health: unhealthy" in out
