@@ -90,9 +90,14 @@ def test_the_api_answers_json_whatever_happens(
     assert "purpose" not in answer.text
 
 
-@pytest.mark.parametrize("address", ["/broken", "/nothing"])
+@pytest.mark.parametrize("address", ["/broken", "/nothing", "/admin/nothing/"])
 def test_elsewhere_errors_are_pages(client: Client, address: str) -> None:
-    assert client.get(address)["Content-Type"].startswith("text/html")
+    client.force_login(get_user_model().objects.create_superuser(username="boss"))
+    answer = client.get(address)
+    assert answer["Content-Type"].startswith("text/html")
+    for expected in ("MCP Registry Gateway", "To the overview", answer["X-Request-ID"]):
+        assert expected in answer.text
+    assert "purpose" not in answer.text
 
 
 def test_the_log_carries_each_request_s_own_id(client: Client, log: io.StringIO) -> None:

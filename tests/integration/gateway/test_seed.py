@@ -9,6 +9,7 @@ from django.utils.timezone import now
 from gateway.models import CircuitBreaker
 from gateway.seed import foreign_rows, seed, seed_remove
 from monitoring.models import AuditLog, RequestLog
+from monitoring.queries import performance_metrics
 from registry import tasks
 from registry.models import MCPServer, ServerMetric, ServerTool
 from security.models import EnhancedAPIKey, User
@@ -44,8 +45,19 @@ def test_the_history_is_skewed_rhythmic_and_in_its_time(tenant):
     assert set(calls.values_list("tenant_id", flat=True)) == {tenant.pk}
     assert ServerMetric.objects.count() == 8 * 3 * 24
     assert AuditLog.objects.filter(details__seeded=True).count() == 30
-    assert CircuitBreaker.objects.get(state="open").server.health_status == "unhealthy"
+    assert CircuitBreaker.objects.get(state="half_open").server.health_status == "unhealthy"
     assert CircuitBreaker.objects.get(server__slug="sample").state == "closed"
+
+
+def test_the_first_look_at_it_is_calm(tenant, monkeypatch):
+    monkeypatch.setattr("gateway.seed.ORDINARY_FAILURES", ((502, "upstream_unreachable", 1.0),))
+    moment = now()
+    make(requests=300, days=1, at=moment)
+    failed = RequestLog.objects.filter(status_code=502)
+    assert failed.exists()
+    assert not failed.filter(request_time__gt=moment - timedelta(minutes=15)).exists()
+    found = {row["metric"]: row["status"] for row in performance_metrics()}
+    assert (found["error_rate"], found["open_breakers"]) == ("ok", "ok")
 
 
 def test_counters_agree_with_the_history(tenant):
