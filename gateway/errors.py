@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.views import defaults
+from django.template.loader import render_to_string
 
 from registry.api.errors import Busy
 
 __all__ = ["bad_request", "busy", "not_found", "server_error"]
 
 
-def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    if _is_api(request):
-        return _json(request, 400, "The request cannot be read. Check its headers and address.")
-    return defaults.bad_request(request, exception)
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
+    text = "The request cannot be read. Check its headers and address."
+    return _answer(request, 400, text, title="This request cannot be read")
 
 
-def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
     if _is_api(request):
         return _json(request, 404, "There is nothing at this address; /api/docs/ lists them.")
-    return defaults.page_not_found(request, exception)
+    text = "It may have been removed, or the address has a typing error."
+    return _page(request, 404, text, title="There is nothing at this address")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    if _is_api(request):
-        return _json(
-            request, 500, "The gateway failed. Tell its operators the request_id; the log has it."
-        )
-    return defaults.server_error(request)
+    text = "The gateway failed. Tell its operators the request_id; the log has it."
+    return _answer(request, 500, text, title="Something went wrong")
 
 
 def busy(request: HttpRequest) -> HttpResponse:
     """The database cannot be reached: 503 with Retry-After, as the REST API's own."""
-    answer: HttpResponse
-    if _is_api(request):
-        answer = _json(request, Busy.status_code, Busy.default_detail)
-    else:
-        page = defaults.ERROR_PAGE_TEMPLATE % {
-            "title": f"Service Unavailable ({Busy.status_code})",
-            "details": Busy.default_detail,
-        }
-        answer = HttpResponse(page, status=Busy.status_code)
+    text = Busy.default_detail
+    answer = _answer(request, Busy.status_code, text, title="The database cannot be reached")
     answer["Retry-After"] = str(Busy.wait)
     return answer
 
@@ -49,7 +39,19 @@ def _is_api(request: HttpRequest) -> bool:
     return request.path_info.startswith("/api/")
 
 
+def _answer(request: HttpRequest, status: int, text: str, *, title: str) -> HttpResponse:
+    if _is_api(request):
+        return _json(request, status, text)
+    return _page(request, status, text, title=title)
+
+
 def _json(request: HttpRequest, status: int, detail: str) -> JsonResponse:
     """The shape of the REST API's own errors (registry.api.errors)."""
     body = {"detail": detail, "request_id": str(getattr(request, "request_id", ""))}
     return JsonResponse(body, status=status)
+
+
+def _page(request: HttpRequest, status: int, text: str, *, title: str) -> HttpResponse:
+    # Rendered without the request: its context processors would ask the database who is there.
+    shown = {"title": title, "text": text, "request_id": getattr(request, "request_id", "")}
+    return HttpResponse(render_to_string("gateway/error.html", shown), status=status)
