@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     try:
         django.setup()
-        CommandParser.error = _wrong_usage  # type: ignore[method-assign]
+        CommandParser.error = _wrong_usage  # type: ignore[method-assign, assignment]
         if _is_unknown(arguments):
             with suppress(SystemExit):  # Django says which names are near, but leaves with 1
                 execute_from_command_line(arguments)

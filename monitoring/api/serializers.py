@@ -54,7 +54,7 @@ class ChannelsField(SafeJSONField):
     """
 
     def to_representation(self, value: Any) -> Any:
-        channels = super().to_representation(value)
+        channels: Any = super().to_representation(value)
         if caller_of(self.context["request"]).has("write"):
             return channels
         return [channel_public(channel) for channel in channels]
