@@ -95,8 +95,8 @@ ORDINARY_FAILURES = (
     (404, "server_not_found", 0.002),
 )
 BURST_FAILURES = ((502, "upstream_unreachable"), (504, "upstream_timeout"), (503, "circuit_open"))
-# Of the few calls in the window of the alerts a single failure would raise one.
-CALM = timedelta(minutes=15)
+# Of the few calls in the window of the alerts a single failure, or slow one, would raise one.
+CALM, CALM_MS = timedelta(minutes=15), 800.0
 DURATION_OF_FAILURE = {504: 30_000.0, 503: 0.6, 429: 0.5, 403: 0.5, 404: 0.4}
 
 
@@ -428,9 +428,12 @@ def _calls(
             tool = dice.choices(tools, cum_weights=tool_shares[len(tools)])[0]
         burning = any(b.server == pk and b.begin <= when <= b.end for b in bursts)
         status, error = _outcome(dice, burning=burning)
+        longest_ms = math.inf
         if when > at - CALM:
-            status, error = 200, ""
-        upstream_ms = dice.lognormvariate(math.log(median_ms), 0.55) if status == 200 else None
+            status, error, longest_ms = 200, "", CALM_MS
+        upstream_ms = None
+        if status == 200:
+            upstream_ms = min(dice.lognormvariate(math.log(median_ms), 0.55), longest_ms)
         queue_ms = dice.expovariate(1 / 4) if burning else 0.0
         duration_ms = DURATION_OF_FAILURE.get(status, 3.0) + queue_ms
         if upstream_ms is not None:
