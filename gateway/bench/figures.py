@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
 
-__all__ = ["Saving", "difference", "quantile", "saving"]
+__all__ = ["Saving", "Slope", "difference", "quantile", "saving", "sens_slope"]
 
 RESAMPLES = 400
 SEED = 7
@@ -26,6 +29,15 @@ class Saving:
     noise: float
 
 
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """How much a figure gains in a unit of time; `low` to `high` is the 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` (0 to 1) of them do not exceed."""
     ordered = sorted(values)
@@ -38,6 +50,24 @@ def difference(first: Sequence[float], second: Sequence[float]) -> float:
     one, other = sum(first), sum(second)
     longest = max(one, other)
     return abs(one - other) / longest if longest else 0.0
+
+
+def sens_slope(points: Sequence[tuple[float, float]]) -> Slope:
+    """Sen's slope of two and more (time, figure): the median of the slopes of all pairs.
+
+    A single step or a few odd points do not sway it. The interval comes from the variance of
+    Kendall's S (P. K. Sen, 1968); it takes points as independent, so that it is too narrow where
+    a figure keeps to its last value.
+    """
+    slopes = sorted(
+        (later - figure) / (then - at)
+        for (at, figure), (then, later) in combinations(points, 2)
+        if then != at
+    )
+    n, pairs = len(points), len(slopes)
+    spread = 1.96 * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
+    low, high = int((pairs - spread) / 2), math.ceil((pairs + spread) / 2)
+    return Slope(median(slopes), slopes[max(0, low)], slopes[min(pairs - 1, high)])
 
 
 def saving(slow: Sequence[float], fast: Sequence[float], *, noise: float) -> Saving:

@@ -46,7 +46,16 @@ from registry.models import (
 )
 from security.models import APIKey, EnhancedAPIKey, ServerAccessControl, Session, User
 
-__all__ = ["DAYS", "TABLES", "Sizes", "age_rows", "analyse", "fill", "make_partitions"]
+__all__ = [
+    "DAYS",
+    "ROLLUP_DAYS",
+    "TABLES",
+    "Sizes",
+    "age_rows",
+    "analyse",
+    "fill",
+    "make_partitions",
+]
 
 Connection = psycopg.Connection[Any]
 Told = Callable[[str], None]
@@ -441,7 +450,9 @@ TABLES = (*_REGISTRY, *_SECURITY, *_LOGS, *_WATCHED)
 # --------------------------------------------------------------------------- and written
 
 
-def fill(connection: Connection, *, sizes: Sizes, at: datetime, told: Told) -> None:
+def fill(
+    connection: Connection, *, sizes: Sizes, at: datetime, told: Told, rollup_days: int
+) -> None:
     """Fill the migrated tables; `at` is the end of the history."""
     parameters = {
         "at": at,
@@ -459,8 +470,8 @@ def fill(connection: Connection, *, sizes: Sizes, at: datetime, told: Told) -> N
             told(f"Filling {rows.model._meta.db_table}")
             _insert(connection, rows, parameters)
         connection.execute(_SERVER_DEFAULTS)
-    told(f"Counting the rollups of {ROLLUP_DAYS} days")
-    _count_rollups(connection, at)
+    told(f"Counting the rollups of {rollup_days} days")
+    _count_rollups(connection, at, days=rollup_days)
     connection.execute("RESET work_mem")
     connection.execute("RESET max_parallel_workers_per_gather")
 
@@ -548,15 +559,15 @@ SELECT bench.id('pool', i), id, transport FROM bench.server;
 INSERT INTO request_queues (id, server_id) SELECT bench.id('queue', i), id FROM bench.server;
 """
 
-ROLLUP_DAYS = 3  # the last ones: no window of the benchmark reaches further back
+ROLLUP_DAYS = 3  # the last ones: no window of bench_db reaches further back
 COMPACTED = 50_000  # deltas a step
 UNCOMPACTED = 200  # what the worker has not moved yet
 _DELTAS = ("request_rollup_deltas", "request_usage_deltas", "request_user_deltas")
 
 
-def _count_rollups(connection: Connection, at: datetime) -> None:
+def _count_rollups(connection: Connection, at: datetime, *, days: int) -> None:
     """As the worker leaves them: nearly all deltas are moved."""
-    first = (at - timedelta(days=ROLLUP_DAYS - 1)).date()
+    first = (at - timedelta(days=days - 1)).date()
     connection.execute("SELECT request_rollups_rebuild(%s, %s)", [first, at.date()])
     for table in _DELTAS:
         kept, names = sql.Identifier("bench", table), sql.Identifier(table)

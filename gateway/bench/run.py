@@ -92,11 +92,18 @@ def run_benchmark(
     return result
 
 
-def filled(connection: Connection, *, sizes: Sizes, at: datetime, steps: Steps) -> list[Build]:
+def filled(
+    connection: Connection,
+    *,
+    sizes: Sizes,
+    at: datetime,
+    steps: Steps,
+    rollup_days: int = fill.ROLLUP_DAYS,
+) -> list[Build]:
     """Fill what the migrations made, then build its indexes; the builds."""
     fill.make_partitions(at=at)
     definitions = arms.indexes_drop(connection)
-    fill.fill(connection, sizes=sizes, at=at, told=steps.step)
+    fill.fill(connection, sizes=sizes, at=at, told=steps.step, rollup_days=rollup_days)
     steps.step(f"Building the {len(definitions)} indexes of {OPTIMISED.letter}")
     connection.execute("SET maintenance_work_mem = '512MB'")
     return list(arms.indexes_build(connection, definitions))

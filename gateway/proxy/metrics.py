@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -53,11 +54,14 @@ MAX_READERS = 1000
 
 
 class MetricsPage:
-    """Answers scrapes of one process. `publish` is called every few seconds besides."""
+    """Answers scrapes of one process. `publish` is called every few seconds besides.
 
-    def __init__(self, plane: DataPlane) -> None:
+    `clock` gives monotonic seconds.
+    """
+
+    def __init__(self, plane: DataPlane, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._plane = plane
-        self._readings = Readings(plane.pool, plane.contact)
+        self._readings = Readings(plane.pool, plane.contact, clock=clock)
         self._board = Board(default_folder() / "processes", name=plane.gauges.name)
         # Keys that were let in last time, by their hash: they may see how the processes do
         # while PostgreSQL cannot be asked about them, for as long as that lasts.
