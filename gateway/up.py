@@ -28,7 +28,7 @@ from registry.db.filelock import lock_alone, open_lock
 from registry.models import Tenant
 from security.models import User
 
-__all__ = ["Running", "Wanted", "up"]
+__all__ = ["Running", "Wanted", "sample_url", "up", "wait_until_ready"]
 
 READY_SECONDS = 45
 
@@ -114,7 +114,7 @@ def _start(
     children.start("worker", "gateway", "worker")
     address = ("--host", wanted.host, "--port", str(port), "--workers", str(wanted.workers))
     children.start("server", "gateway", "serve", *address)
-    _wait_until_ready(url, children)
+    wait_until_ready(url, children)
     return Running(
         url=url,
         server=development.SAMPLE,
@@ -140,7 +140,7 @@ def _lay_out(
             _run("seed_dev_data", verbosity=0)  # its keys are shown once, and not in a log
     key = development.development_key(folder=settings.LOCAL_DIR, tenant=tenant)
     on_step("Registering the sample server")
-    development.sample_known(tenant=tenant, url=_sample_url(sample))
+    development.sample_known(tenant=tenant, url=sample_url(sample))
     return password, key
 
 
@@ -236,7 +236,7 @@ def _allow_private_upstreams() -> None:
     settings.GATEWAY_ALLOW_PRIVATE_UPSTREAMS = True
 
 
-def _sample_url(sample: Child) -> str:
+def sample_url(sample: Child) -> str:
     try:
         return str(json.loads(sample.first_line.result(timeout=30))["url"])
     except (ChildError, TimeoutError, ValueError, KeyError):
@@ -244,7 +244,7 @@ def _sample_url(sample: Child) -> str:
         raise CommandError(f"The sample server did not start; see {sample.log}.") from None
 
 
-def _wait_until_ready(url: str, children: Children) -> None:
+def wait_until_ready(url: str, children: Children) -> None:
     # The address is this machine's: a proxy of the environment could not reach it.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + READY_SECONDS
