@@ -134,7 +134,7 @@ class WhoseLogAdmin(LogAdmin):
     def get_search_results(
         self, _request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """The request's id, exactly: text search over a log would read all of it."""
+        """The request's id, exactly, near the time it says: text search would read all of a log."""
         if not search_term.strip():
             return queryset, False
         wanted = _uuid(search_term.strip())

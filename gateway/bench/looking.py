@@ -28,6 +28,7 @@ from gateway.bench.figures import quantile
 from gateway.proxy.metrics import MetricsPage
 from gateway.proxy.plane import DataPlane
 from monitoring.models import AuditLog, PerformanceAlert, RequestLog
+from registry.admin_base import UncountedPaginator
 from registry.db.partitions import partitioned_tables
 from registry.models import MCPServer
 from security.models import User
@@ -39,6 +40,7 @@ METRICS, METRICS_GOAL_MS = "/metrics", 20.0
 # A log's day that is so small may be read whole: that is quicker than any index.
 SMALL = 10_000
 KEPT_SECONDS = 60.0  # more than a reading of PostgreSQL is kept for
+LAST = UncountedPaginator.MAX_PAGES
 HOUR, DAY, WEEK, MONTH = "1", "24", "168", "720"
 
 
@@ -108,7 +110,11 @@ def _figures() -> Iterator[Page]:
     index = reverse("admin:index")
     for name, window in (("hour", HOUR), ("day", DAY), ("week", WEEK)):
         yield Page(f"overview, {name}", f"{index}?window={window}")
-    yield Page("overview, live part", f"{index}?window={DAY}", {"hx-request": "true"})
+    yield Page(
+        "overview, live part",
+        f"{index}?window={DAY}",
+        {"hx-request": "true", "hx-target": "gw-live"},
+    )
     yield Page("database", reverse("admin:database"))
 
 
@@ -116,12 +122,12 @@ def _request_log() -> Iterator[Page]:
     row = _newest(RequestLog)
     filters = {
         "first page": {},
-        "last page": {"p": 100},
+        "last page": {"p": LAST},
         "last hour": {"window": HOUR},
-        "7 days, last page": {"window": WEEK, "p": 100},
-        "30 days, last page": {"window": MONTH, "p": 100},
+        "7 days, last page": {"window": WEEK, "p": LAST},
+        "30 days, last page": {"window": MONTH, "p": LAST},
         "tenant": {"tenant_id": row.tenant_id},
-        "tenant, 30 days, last page": {"tenant_id": row.tenant_id, "window": MONTH, "p": 100},
+        "tenant, 30 days, last page": {"tenant_id": row.tenant_id, "window": MONTH, "p": LAST},
         **{f"outcome {name}": {"outcome": name} for name in ("ok", "refused", "failed")},
         **{f"over {ms} ms": {"slower": ms} for ms in (100, 1000, 10000)},
         "over 10000 ms, 30 days": {"slower": 10000, "window": MONTH},
@@ -142,9 +148,9 @@ def _audit_log() -> Iterator[Page]:
     row = _newest(AuditLog)
     filters = {
         "first page": {},
-        "last page": {"p": 100},
+        "last page": {"p": LAST},
         "last hour": {"window": HOUR},
-        "30 days, last page": {"window": MONTH, "p": 100},
+        "30 days, last page": {"window": MONTH, "p": LAST},
         "tenant": {"tenant_id": row.tenant_id},
         "action": {"action": row.action.partition(".")[0]},
         "action that never was, 30 days": {"action": "nothing", "window": MONTH},

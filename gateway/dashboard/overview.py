@@ -60,9 +60,20 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         ],
         "alerts": alerts[:TOP],
         "may_acknowledge": request.user.has_perm("monitoring.change_performancealert"),
-        "charts": [traffic_chart(series, window), latency_chart(series, window)],
         "live": [_servers(), _breakers_table(breakers), _load(figures)],
         "tasks": tasks_table(tasks, at),
+        **({} if _is_live_alone(request) else _traffic(series, window, at)),
+    }
+
+
+def _is_live_alone(request: HttpRequest) -> bool:
+    """The page asks for its live part every half minute and drops the rest of the answer."""
+    return request.headers.get("hx-target") == "gw-live"
+
+
+def _traffic(series: Sequence[dict[str, Any]], window: Window, at: datetime) -> dict[str, Any]:
+    return {
+        "charts": [traffic_chart(series, window), latency_chart(series, window)],
         "tables": [_tools(window, at), _tenants(window, at)],
     }
 

@@ -22,6 +22,7 @@ from tests.factories import AuditLogFactory, RequestLogFactory, TenantFactory, U
 from tests.integration.gateway.conftest import Scene, wait_until
 
 MB = 2**20
+MINUTE = timedelta(minutes=1)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -60,9 +61,10 @@ def test_a_load_is_sent_tasks_are_hurried_and_a_sample_taken(scene: Scene):
     load = Load(scene.url, server=scene.server.slug, key=scene.key.text, rate=100)
     hurry = Hurry(PERIODIC, speed=3600)
     with loading(load), hurry, connect() as own:
-        wait_until(lambda: load.answers["add: 200"] and load.answers["unknown key: 401"])
-        wait_until(lambda: ScheduledTask.objects.filter(next_run__lte=now()).exists())
+        wait_until(lambda: load.answers["unknown key: 401"], seconds=30)
+        wait_until(ScheduledTask.objects.filter(next_run__lte=now() + MINUTE).exists, seconds=30)
         taken = sample_take(own, seconds=1.0, roots={"tests": os.getpid()})
+    assert load.answers["add: 200"] > load.answers["unknown key: 401"]
     assert hurry.broken == []
     assert set(hurry.runs(over=timedelta(hours=1)).values()) >= {(0, 12.0), (0, 60.0)}
     mine = taken.processes["tests"]

@@ -150,6 +150,20 @@ def test_the_overview_costs_few_queries_however_much_there_is(admin_client: Clie
         assert len(captured) < 20, [query["sql"][:80] for query in captured]
 
 
+def test_the_live_part_alone_is_asked_for_without_the_traffic(admin_client: Client) -> None:
+    whole = page(admin_client)
+    with CaptureQueriesContext(connection) as captured:
+        part = admin_client.get(reverse("admin:index"), headers={"hx-target": "gw-live"})
+    html = part.content.decode()
+    live = re.compile(r'<section id="gw-live".*?</section>', re.DOTALL)
+    clock = re.compile(r"As of [\d:]+ UTC")
+    shown, asked = (clock.sub("", live.search(text).group()) for text in (whole, html))  # type: ignore[union-attr]
+    assert shown == asked
+    assert "Most called tools" in whole
+    assert "Most called tools" not in html
+    assert not [query for query in captured if "request_usage" in query["sql"]]
+
+
 def test_an_alert_is_acknowledged_where_it_is_seen(admin_client: Client, admin_user: Any) -> None:
     alert = PerformanceAlertFactory(is_triggered=True, first_triggered=now(), last_value=3)
     html = page(admin_client)
