@@ -220,13 +220,16 @@ class UncountedPaginator(Paginator):  # type: ignore[type-arg]
         return _LastPageKnown(rows[: self.per_page], number, self)
 
     def _from(self, start: int) -> Iterable[Any]:
-        """A page's rows and one more. Those before it are passed over by their keys alone, as
-        PostgreSQL would look up the annotations of each of them too."""
-        rows = self.object_list[start : start + self.per_page + 1]
-        if not start or not isinstance(rows, models.QuerySet):
-            return rows
-        keys = list(rows.values_list("pk", flat=True))
-        return self.object_list.filter(pk__in=keys)
+        """A page's rows and one more.
+
+        Those before it are passed over by their keys alone: PostgreSQL would look up the
+        annotations of each of them too.
+        """
+        rows: Any = self.object_list
+        page = rows[start : start + self.per_page + 1]
+        if start and isinstance(rows, models.QuerySet):
+            page = rows.filter(pk__in=list(page.values_list("pk", flat=True)))
+        return cast("Iterable[Any]", page)
 
 
 class UncountedList(ChangeList):  # type: ignore[misc]

@@ -18,7 +18,6 @@ from typing import Any
 
 from django.apps import apps
 from django.db import connection
-from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
 from django.utils.http import urlencode
@@ -40,6 +39,7 @@ METRICS, METRICS_GOAL_MS = "/metrics", 20.0
 # A log's day that is so small may be read whole: that is quicker than any index.
 SMALL = 10_000
 KEPT_SECONDS = 60.0  # more than a reading of PostgreSQL is kept for
+Filters = dict[str, dict[str, Any]]  # a page's name and its query
 LAST = UncountedPaginator.MAX_PAGES
 HOUR, DAY, WEEK, MONTH = "1", "24", "168", "720"
 
@@ -120,7 +120,7 @@ def _figures() -> Iterator[Page]:
 
 def _request_log() -> Iterator[Page]:
     row = _newest(RequestLog)
-    filters = {
+    filters: Filters = {
         "first page": {},
         "last page": {"p": LAST},
         "last hour": {"window": HOUR},
@@ -146,7 +146,7 @@ def _request_log() -> Iterator[Page]:
 
 def _audit_log() -> Iterator[Page]:
     row = _newest(AuditLog)
-    filters = {
+    filters: Filters = {
         "first page": {},
         "last page": {"p": LAST},
         "last hour": {"window": HOUR},
@@ -172,7 +172,7 @@ def _newest(log: type[Any]) -> Any:
     return row
 
 
-def _log(title: str, name: str, row: Any, filters: dict[str, dict[str, Any]]) -> Iterator[Page]:
+def _log(title: str, name: str, row: Any, filters: Filters) -> Iterator[Page]:
     url = reverse(f"admin:{name}_changelist")
     for filtered, query in filters.items():
         given = {key: str(value) for key, value in query.items()}
@@ -244,7 +244,7 @@ def measure(page: Page, *, user: User, times: int) -> Figures:
 
 def following(page: Page, *, user: User) -> Page | None:
     """The page after one of the API, by its keyset."""
-    answer = _ask(_signed_in(user), page).json()  # type: ignore[attr-defined]
+    answer = _ask(_signed_in(user), page).json()
     link = answer.get("next")
     return Page(page.name.replace("first", "next"), link) if link else None
 
@@ -255,9 +255,9 @@ def _signed_in(user: User) -> Client:
     return client
 
 
-def _ask(client: Client, page: Page) -> HttpResponse:
+def _ask(client: Client, page: Page) -> Any:
     headers = {"host": "localhost", **page.headers}
-    answer: HttpResponse = client.get(page.path, headers=headers, secure=True)
+    answer: Any = client.get(page.path, headers=headers, secure=True)
     if answer.status_code != 200:
         raise LookupError(f"{page.name} ({page.path}) was answered with {answer.status_code}.")
     return answer
