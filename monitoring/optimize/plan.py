@@ -10,7 +10,15 @@ from typing import Any
 
 from psycopg import sql
 
-from monitoring.optimize.state import Index, Leaf, Routine, SQLSource, State, Table
+from monitoring.optimize.state import (
+    ExtendedStatistics,
+    Index,
+    Leaf,
+    Routine,
+    SQLSource,
+    State,
+    Table,
+)
 
 __all__ = [
     "INSTANT",
@@ -100,6 +108,7 @@ def make_plan(
     if 4 in wanted:
         plan += _routine_changes(declared, actual, phase=4, kinds={"VIEW", "MATERIALIZED VIEW"})
     if 5 in wanted:
+        plan += _extended_statistics_changes(declared, actual)
         plan += _statistics_changes(declared, actual, plan)
     return plan
 
@@ -518,6 +527,8 @@ def _table_changes(declared: State, actual: State) -> Iterator[Change]:
             table=table,
             reason="is missing though its migration was applied: restore it from a backup",
         )
+    for name in sorted(set(declared.tables) & set(actual.tables)):
+        yield from _parameter_changes(declared.tables[name], actual.tables[name], actual.schema)
     for name, reason in declared.unverifiable.items():
         yield Change(
             phase=2,
@@ -525,6 +536,45 @@ def _table_changes(declared: State, actual: State) -> Iterator[Change]:
             name=name,
             reason=f"cannot be made from its declaration: {reason}",
         )
+
+
+def _parameter_changes(want: Table, have: Table, schema: str) -> Iterator[Change]:
+    """A parameter that nobody declares is the operator's own, and stays."""
+    found = dict(have.parameters)
+    differing = {name: value for name, value in want.parameters if found.get(name) != value}
+    if not differing:
+        return
+    former = {name: found[name] for name in differing if name in found}
+    told = [f"{name} = {value}, not {former.get(name, 'set')}" for name, value in differing.items()]
+    yield Change(
+        phase=2,
+        kind="different",
+        name=want.name,
+        table=want.name,
+        reason=f"is to have {'; '.join(told)}",
+        steps=(_set_parameters(schema, want.name, differing, former),),
+    )
+
+
+def _set_parameters(
+    schema: str, table: str, wanted: dict[str, str], former: dict[str, str]
+) -> Step:
+    added = [name for name in wanted if name not in former]
+    undo = [_alter(schema, table, "SET", _pairs(former))] if former else []
+    undo += [_alter(schema, table, "RESET", ", ".join(added))] if added else []
+    return replace(_alter(schema, table, "SET", _pairs(wanted)), inverse=tuple(undo))
+
+
+def _pairs(parameters: dict[str, str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in parameters.items())
+
+
+def _alter(schema: str, table: str, verb: str, what: str) -> Step:
+    return Step(
+        sql=f"ALTER TABLE {_quoted(schema, table)} {verb} ({what});",
+        lock=ONLINE.format(table),
+        is_concurrent=True,
+    )
 
 
 # --------------------------------------------------------------------------- 3, 4: SQL files
@@ -623,6 +673,59 @@ def _undeclared_triggers(declared: State, actual: State) -> Iterator[Change]:
 
 
 # --------------------------------------------------------------------------- 5: statistics
+
+
+def _extended_statistics_changes(declared: State, actual: State) -> Iterator[Change]:
+    """What is missing on the table or any of its partitions, or is not what its name declares."""
+    for want in declared.statistics:
+        table = actual.tables.get(want.root)
+        if table is None:
+            continue
+        places = [(actual.schema, table.name), *((leaf.schema, leaf.name) for leaf in table.leaves)]
+        wrong, steps = 0, list[Step]()
+        for schema, name in places:
+            there = [
+                have for have in actual.statistics if (have.schema, have.table) == (schema, name)
+            ]
+            if all(have.form != want.form for have in there):
+                mine = _statistics_name(want, name)
+                former = next((have for have in there if have.name == mine), None)
+                wrong += former is not None
+                steps += _statistics_steps(want, schema, name, former)
+        if steps:
+            yield Change(
+                phase=5,
+                kind="different" if wrong else "missing",
+                name=want.name,
+                table=want.root,
+                reason=f"is not {want.form}" if wrong else "is missing",
+                steps=tuple(steps),
+            )
+
+
+def _statistics_name(want: ExtendedStatistics, table: str) -> str:
+    """On a partition the name that LIKE gives them."""
+    if table == want.root:
+        return want.name
+    columns = want.form.partition(" ON ")[2].replace(", ", "_")
+    return _with_suffix(f"{table}_{columns}", "_stat")
+
+
+def _statistics_steps(
+    want: ExtendedStatistics, schema: str, table: str, former: ExtendedStatistics | None
+) -> Iterator[Step]:
+    """They are empty until the next ANALYZE; of a parent nobody asks for them."""
+    name, on = _quoted(schema, _statistics_name(want, table)), _quoted(schema, table)
+
+    def step(text: str, *inverse: Step) -> Step:
+        return Step(sql=text, lock=ONLINE.format(table), inverse=inverse, is_concurrent=True)
+
+    drop = f"DROP STATISTICS IF EXISTS {name};"
+    if former is not None:
+        yield step(drop, step(f"CREATE STATISTICS {name} {former.form} FROM {on};"))
+    yield step(f"CREATE STATISTICS {name} {want.form} FROM {on};", step(drop))
+    if table != want.root:
+        yield step(f"ANALYZE {on};")
 
 
 def _statistics_changes(declared: State, actual: State, plan: list[Change]) -> Iterator[Change]:

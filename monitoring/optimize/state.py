@@ -25,8 +25,15 @@ from psycopg import errors, sql
 
 from registry.db.catalogue import left_out
 from registry.db.sql import RunSQLFile
+from registry.db.storage import (
+    create_statistics,
+    extended_statistics,
+    set_parameters,
+    storages,
+)
 
 __all__ = [
+    "ExtendedStatistics",
     "Index",
     "Leaf",
     "LeafIndex",
@@ -111,15 +118,27 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """How far a real table's statistics are behind."""
+    """How a table keeps its rows, and how far a real one's statistics are behind."""
 
     name: str
     is_partitioned: bool = False
+    parameters: tuple[tuple[str, str], ...] = ()  # storage parameters and their values
     leaves: tuple[Leaf, ...] = ()
     rows: int = 0
     changes: int = 0  # rows changed since the last ANALYZE
     days_since_analyze: float | None = None  # None: nobody knows, as after a crash
     is_guessed: bool = False  # it holds rows of which the planner knows nothing at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendedStatistics:
+    """Of a table, or of one partition of it."""
+
+    root: str
+    schema: str
+    table: str
+    name: str
+    form: str  # kinds and columns, as CREATE STATISTICS takes them
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,6 +147,7 @@ class State:
     tables: dict[str, Table] = field(default_factory=dict)
     matviews: dict[str, Table] = field(default_factory=dict)
     indexes: dict[str, Index] = field(default_factory=dict)
+    statistics: list[ExtendedStatistics] = field(default_factory=list)
     left_out: dict[str, Index] = field(default_factory=dict)  # what INDEX_PROFILE does without
     routines: dict[str, Routine] = field(default_factory=dict)  # by label
     unapplied: dict[str, bool] = field(default_factory=dict)  # "app.0001_name" -> is it ours
@@ -210,8 +230,8 @@ _VIEWS = """
 """
 
 _TABLES = """
-    SELECT t.relname, t.relkind = 'p', coalesce(s.n_live_tup, 0),
-           coalesce(s.n_mod_since_analyze, 0),
+    SELECT t.relname, t.relkind = 'p', coalesce(t.reloptions, '{}'),
+           coalesce(s.n_live_tup, 0), coalesce(s.n_mod_since_analyze, 0),
            extract(epoch FROM now() - greatest(s.last_analyze, s.last_autoanalyze)) / 86400,
            t.reltuples < 0 AND (pg_relation_size(t.oid) > 0 OR EXISTS (
                SELECT FROM pg_partition_tree(t.oid) leaf
@@ -243,6 +263,21 @@ _LEAVES = """
     WHERE n.nspname = %s AND t.relkind = 'p' AND NOT t.relispartition
       AND tree.isleaf AND l.oid <> t.oid
     ORDER BY l.relname, i.relname
+"""
+
+
+_STATISTICS = """
+    SELECT root.relname, n.nspname, c.relname, s.stxname,
+           '(' || (SELECT string_agg(CASE k WHEN 'd' THEN 'ndistinct' WHEN 'f' THEN 'dependencies'
+                                            WHEN 'm' THEN 'mcv' ELSE 'expressions' END, ', '
+                                     ORDER BY k)
+                   FROM unnest(s.stxkind) AS k)
+               || ') ON ' || pg_get_statisticsobjdef_columns(s.oid)
+    FROM pg_statistic_ext s
+    JOIN pg_class c ON c.oid = s.stxrelid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_class root ON root.oid = coalesce(pg_partition_root(c.oid), c.oid)
+    WHERE root.relnamespace = %s::regnamespace
 """
 
 
@@ -360,16 +395,28 @@ def _read_tables(connection: BaseDatabaseWrapper, schema: str) -> dict[str, Tabl
         name: Table(
             name=name,
             is_partitioned=is_partitioned,
+            parameters=tuple(_pair(option) for option in options),
             leaves=tuple(leaves.get(name, ())),
             rows=rows,
             changes=changes,
             days_since_analyze=None if days is None else float(days),
             is_guessed=is_guessed,
         )
-        for name, is_partitioned, rows, changes, days, is_guessed in _rows(
+        for name, is_partitioned, options, rows, changes, days, is_guessed in _rows(
             connection, _TABLES, schema
         )
     }
+
+
+def _read_statistics(connection: BaseDatabaseWrapper, schema: str) -> list[ExtendedStatistics]:
+    names = ("root", "schema", "table", "name", "form")
+    rows = _rows(connection, _STATISTICS, schema)
+    return [ExtendedStatistics(**dict(zip(names, row, strict=True))) for row in rows]
+
+
+def _pair(option: str) -> tuple[str, str]:
+    name, _, value = option.partition("=")
+    return name, value
 
 
 def _read_matviews(connection: BaseDatabaseWrapper, schema: str) -> dict[str, Table]:
@@ -386,6 +433,7 @@ def actual_state(connection: BaseDatabaseWrapper) -> State:
         tables=_read_tables(connection, schema),
         matviews=_read_matviews(connection, schema),
         indexes=_read_indexes(connection, schema),
+        statistics=_read_statistics(connection, schema),
         routines=_read_routines(connection, schema),
     )
 
@@ -425,6 +473,8 @@ def declared_state(connection: BaseDatabaseWrapper) -> State:
         state = State(schema=schema, unapplied=unapplied)
         for model in _managed_models(known, ours):
             _make_table(connection, model, state)
+        _make_storage(connection, state)
+        state.statistics = _read_statistics(connection, schema)
         state.tables = _read_tables(connection, schema)
         for source in sources:
             _make_routines(connection, source, state)
@@ -508,6 +558,19 @@ def _make_table(connection: BaseDatabaseWrapper, model: type[models.Model], stat
             for statement in editor.deferred_sql
             if getattr(statement, "template", "") != editor.sql_create_fk
         ]
+
+
+def _make_storage(connection: BaseDatabaseWrapper, state: State) -> None:
+    """Storage parameters and extended statistics of the tables that the migrations have made."""
+    made = _read_tables(connection, state.schema)
+    statements = [
+        *((wanted.table, set_parameters(wanted.table, wanted.parameters)) for wanted in storages()),
+        *((wanted.table, create_statistics(wanted)) for wanted in extended_statistics()),
+    ]
+    with connection.cursor() as cursor:
+        for table, statement in statements:
+            if table in made:
+                cursor.execute(statement)
 
 
 def _make_routines(connection: BaseDatabaseWrapper, source: SQLSource, state: State) -> None:

@@ -473,7 +473,56 @@ def test_unapplied_migration_is_reported_and_not_anticipated(execute: Execute) -
         )
 
 
+# --------------------------------------------------------------------------- storage parameters
+
+
+def test_storage_parameters_that_were_lost_are_set_again(execute: Execute) -> None:
+    """What nobody declares is the operator's own, and stays."""
+
+    def parameters() -> list[str]:
+        [(found,)] = execute("SELECT reloptions FROM pg_class WHERE relname = 'request_rollups'")
+        return sorted(found)
+
+    declared = parameters()
+    execute("ALTER TABLE request_rollups SET (fillfactor = 90, autovacuum_vacuum_threshold = 77)")
+    by_hand = parameters()
+    try:
+        said = optimize("--dry-run", "--phase", "2")[1]
+        assert "is to have fillfactor = 70, not 90" in said
+        assert "SHARE UPDATE EXCLUSIVE on request_rollups" in said
+        assert optimize("--phase", "2")[0] == 0
+        assert parameters() == sorted([*declared, "autovacuum_vacuum_threshold=77"])
+        assert optimize("--rollback")[0] == 0
+        assert parameters() == by_hand
+    finally:
+        execute("ALTER TABLE request_rollups RESET (autovacuum_vacuum_threshold)")
+        optimize("--phase", "2")
+
+
 # --------------------------------------------------------------------------- statistics
+
+
+def test_extended_statistics_are_made_again_on_parent_and_partitions(execute: Execute) -> None:
+    def names() -> set[str]:
+        return {name for (name,) in execute("SELECT stxname FROM pg_statistic_ext")}
+
+    declared = names()
+    partition = min(declared - {"st_request_logs_tenant_server"})
+    execute(f'DROP STATISTICS st_request_logs_tenant_server, "{partition}"')
+    execute(
+        "CREATE STATISTICS st_request_logs_tenant_server (mcv)"
+        " ON tenant_id, target_server_id FROM request_logs"
+    )
+    said = optimize("--dry-run", "--phase", "5")[1]
+    assert "different" in said
+    assert "is not (dependencies) ON tenant_id, target_server_id" in said
+    assert f"SHARE UPDATE EXCLUSIVE on {partition.partition('_tenant_id')[0]}" in said
+    assert optimize("--phase", "5")[0] == 0
+    assert names() == declared
+    assert execute("SELECT DISTINCT stxkind::text FROM pg_statistic_ext") == [("{f}",)]
+    assert optimize("--rollback")[0] == 0
+    assert names() == declared - {partition}
+    assert optimize("--phase", "5")[0] == 0
 
 
 def test_statistics_are_refreshed_after_many_changes(execute: Execute) -> None:
