@@ -40,7 +40,8 @@ WALLS_NEED_A_DBA = (
 class Command(BaseCommand):
     help = (
         "Bring indexes, functions, views and statistics to what the code declares, online and in "
-        "five phases: 1 indexes, 2 tables (only reported), 3 functions, 4 views, 5 statistics. "
+        "five phases: 1 indexes, 2 tables (their storage parameters; what else is missing is only "
+        "reported), 3 functions, 4 views, 5 statistics. "
         "Safe to repeat. Exit status: 0 done, 1 failed or --check found a fault, 2 wrong usage."
     )
 
