@@ -101,3 +101,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         running = run.cluster.running()
         running.__enter__()
         session.config.add_cleanup(lambda: running.__exit__(None, None, None))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for each core: many tests wait for a process, a socket or a time-out."""
+    return 2 * (os.cpu_count() or 1)

@@ -37,7 +37,7 @@ class IndexEntry:
     tenant: Callable[[], UUID | None] | None = None
     loses: str = ""  # why an expert would not have it; empty: it serves well
     sibling: str = ""
-    costs: str = ""  # as measured, see docs/decisions/0013-indexes.md
+    costs: str = ""  # as measured, see docs/decisions/0014-the-guides-indexes-and-their-siblings.md
     accepted: str = ""  # why it may hold a volatile column
 
 
