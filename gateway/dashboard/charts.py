@@ -138,4 +138,15 @@ def _dataset(
         "suffixYAxis": suffix,
         "maxTicksXLimit": 8,
         "spanGaps": False,
+        "pointStyle": ["circle" if alone else False for alone in _alone(figures)],
+        "pointRadius": 3,
     }
+
+
+def _alone(figures: Sequence[float | None]) -> list[bool]:
+    """Which figures have no neighbour to draw a line to: they show as points or not at all."""
+    padded = [None, *figures, None]
+    return [
+        value is not None and before is None and after is None
+        for before, value, after in zip(padded, figures, padded[2:], strict=False)
+    ]
