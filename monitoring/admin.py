@@ -47,13 +47,12 @@ from registry.admin_base import (
     NOTHING,
     CheckedModelForm,
     LogAdmin,
+    NewestFirstMixin,
     OperatorAdmin,
     OwnedRowsMixin,
     ReadOnlyMixin,
     ServiceAdmin,
     TimeWindowFilter,
-    UncountedList,
-    UncountedPaginator,
     actor_of,
     byte_size,
     display,
@@ -61,6 +60,7 @@ from registry.admin_base import (
     link_to_list,
     link_to_row,
     name_or_id,
+    uuid_or_none,
 )
 from registry.audit import Actor
 from registry.models import MCPServer, Tenant
@@ -93,15 +93,8 @@ class TenantFilter(DropdownFilter):  # type: ignore[misc]
         return [(str(pk), slug) for pk, slug in named]
 
     def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        tenant_id = _uuid(self.value())
+        tenant_id = uuid_or_none(self.value())
         return queryset.filter(tenant_id=tenant_id) if tenant_id else queryset
-
-
-def _uuid(text: str | None) -> UUID | None:
-    try:
-        return UUID(text or "")
-    except ValueError:
-        return None
 
 
 class IdFilter(TextFilter):  # type: ignore[misc]
@@ -111,18 +104,14 @@ class IdFilter(TextFilter):  # type: ignore[misc]
         text = (self.value() or "").strip()
         if not text:
             return queryset
-        wanted = _uuid(text)
+        wanted = uuid_or_none(text)
         return queryset.filter(**{self.parameter_name: wanted}) if wanted else queryset.none()
 
 
 class WhoseLogAdmin(LogAdmin):
     """A log whose rows name a tenant, a user and a key by their ids."""
 
-    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
-        # A tenant's rows are read along (tenant, time); all rows along the primary key.
-        if request.GET.get("tenant_id"):
-            return (f"-{self.time_field}", "-id")
-        return self.ordering
+    indexed_with_time: ClassVar[tuple[str, ...]] = ("tenant_id",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows: QuerySet[Any] = super().get_queryset(request)
@@ -137,7 +126,7 @@ class WhoseLogAdmin(LogAdmin):
         """The request's id, exactly, near the time it says: text search would read all of a log."""
         if not search_term.strip():
             return queryset, False
-        wanted = _uuid(search_term.strip())
+        wanted = uuid_or_none(search_term)
         if wanted is None:
             return queryset.none(), False
         rows, near = queryset.filter(request_id=wanted), Window.around(wanted)
@@ -217,6 +206,7 @@ class KeyIdFilter(IdFilter):
 class RequestLogAdmin(WhoseLogAdmin):
     log = RequestLog
     time_field = "request_time"
+    indexed_with_time = ("tenant_id", "target_server_id")
     list_display = (
         "request_time",
         "status",
@@ -379,7 +369,9 @@ class AuditLogAdmin(WhoseLogAdmin):
     def resource(self, row: AuditLogEntry) -> str:
         if not row.resource_type:
             return NOTHING
-        text = str(row.details.get("name") or _short(_uuid(row.resource_id)) or row.resource_id)
+        text = str(
+            row.details.get("name") or _short(uuid_or_none(row.resource_id)) or row.resource_id
+        )
         return name_or_id(_url_name(row.resource_type), row.resource_id, text)
 
 
@@ -610,18 +602,16 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
 
 
 @admin.register(AlertEvent)
-class AlertEventAdmin(OwnedRowsMixin, OperatorAdmin):
+class AlertEventAdmin(NewestFirstMixin, OwnedRowsMixin, OperatorAdmin):
     """What happened to which alert, and who was told. Comes and goes with its alert."""
 
-    paginator = UncountedPaginator
+    time_field = "occurred_at"
     list_display = ("occurred_at", "what", "alert_link", "figure", "subject", "told")
     list_filter = (
         ("alert", AutocompleteSelectFilter),
         ("kind", ChoicesDropdownFilter),
     )
     list_select_related = ("alert",)
-    ordering = ("-id",)
-    sortable_by = ()
     fields = (
         ("occurred_at", "what", "alert_link"),
         ("figure", "subject"),
@@ -632,9 +622,6 @@ class AlertEventAdmin(OwnedRowsMixin, OperatorAdmin):
 
     def has_change_permission(self, *_: Any, **__: Any) -> bool:
         return False
-
-    def get_changelist(self, *_: Any, **__: Any) -> type[UncountedList]:
-        return UncountedList
 
     @display(description="event", label=EVENT_COLOURS)
     def what(self, event: AlertEvent) -> str:

@@ -561,6 +561,7 @@ class ServerPromptAdmin(ListedOnlyAdmin):
 class ServerMetricAdmin(LogAdmin):
     log = ServerMetric
     time_field = "timestamp"
+    indexed_with_time = ("server__id__exact",)
     list_display = (
         "timestamp",
         "server_link",

@@ -15,12 +15,10 @@ from django.contrib.auth import get_permission_codename
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.forms import SimpleArrayField
 from django.core.exceptions import ValidationError
-from django.core.paginator import Page, Paginator
 from django.db import DataError, IntegrityError, OperationalError, models, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
 from django.urls import NoReverseMatch, reverse
-from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.timezone import now
@@ -31,6 +29,7 @@ from unfold.contrib.filters.admin import DropdownFilter
 from unfold.views import ChangeList
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
+from registry.admin_keyset import SLACK, KeysetList
 from registry.audit import Actor, audit_write
 from registry.db.encryption import DecryptionError
 from registry.db.partitions import NOWHERE, is_about_partitions
@@ -41,14 +40,13 @@ __all__ = [
     "CommaSeparatedWidget",
     "ListedInline",
     "LogAdmin",
+    "NewestFirstMixin",
     "OperatorAdmin",
     "OwnedRowsMixin",
     "ReadOnlyMixin",
     "ServerRowsMixin",
     "ServiceAdmin",
     "TimeWindowFilter",
-    "UncountedList",
-    "UncountedPaginator",
     "actor_of",
     "byte_size",
     "display",
@@ -58,6 +56,7 @@ __all__ = [
     "name_or_id",
     "percentage",
     "register_last",
+    "uuid_or_none",
 ]
 
 NOTHING = "–"
@@ -146,6 +145,14 @@ def link_to_list(url_name: str, text: object, **filters: str | int | UUID) -> st
     return format_html('<a href="{}" class="text-link">{}</a>', url, text)
 
 
+def uuid_or_none(text: str | None) -> UUID | None:
+    """What was typed or linked as an id, if it is one."""
+    try:
+        return UUID((text or "").strip())
+    except ValueError:
+        return None
+
+
 # ---------------------------------------------------------------- forms
 
 
@@ -190,54 +197,6 @@ def _as_json(value: Any) -> Any:
 
 
 # ---------------------------------------------------------------- lists
-
-
-class _LastPageKnown(Page[Any]):
-    paginator: UncountedPaginator
-
-    def has_next(self) -> bool:
-        return self.paginator.more_follow and self.number < self.paginator.num_pages
-
-
-class UncountedPaginator(Paginator):  # type: ignore[type-arg]
-    """Pages without COUNT(*): one row more than the page holds says whether another follows.
-
-    It ends after MAX_PAGES, where OFFSET gets dear; whoever looks for more narrows the filters.
-    """
-
-    template_name = "registry/admin_pagination.html"
-    MAX_PAGES = 200
-    more_follow = False
-
-    @cached_property
-    def count(self) -> int:
-        return self.MAX_PAGES * self.per_page
-
-    def page(self, number: int | str) -> Page[Any]:
-        number = self.validate_number(number)
-        rows = list(self._from((number - 1) * self.per_page))
-        self.more_follow = len(rows) > self.per_page
-        return _LastPageKnown(rows[: self.per_page], number, self)
-
-    def _from(self, start: int) -> Iterable[Any]:
-        """A page's rows and one more.
-
-        Those before it are passed over by their keys alone: PostgreSQL would look up the
-        annotations of each of them too.
-        """
-        rows: Any = self.object_list
-        page = rows[start : start + self.per_page + 1]
-        if start and isinstance(rows, models.QuerySet):
-            page = rows.filter(pk__in=list(page.values_list("pk", flat=True)))
-        return cast("Iterable[Any]", page)
-
-
-class UncountedList(ChangeList):  # type: ignore[misc]
-    """A list that does not say how many rows it has, since nobody counted them."""
-
-    def get_results(self, request: HttpRequest) -> None:
-        super().get_results(request)
-        self.full_result_count = self.result_count  # equal: the page's head then names neither
 
 
 class TimeWindowFilter(DropdownFilter):  # type: ignore[misc]
@@ -504,25 +463,36 @@ class ServerRowsMixin:
         return link_to_row("registry_mcpserver", row.server_id, row.server)
 
 
-class LogAdmin(ReadOnlyMixin, OperatorAdmin):
+class NewestFirstMixin:
+    """A list that only grows: newest first, read page after page and never counted."""
+
+    ordering: tuple[str, ...] = ("-id",)  # ids are ordered by time, and every table has their index
+    sortable_by = ()
+    show_facets = admin.ShowFacets.NEVER  # a count for each choice of each filter
+    time_field: ClassVar[str]
+
+    def get_changelist(self, *_: Any, **__: Any) -> type[ChangeList]:
+        return KeysetList
+
+
+class LogAdmin(NewestFirstMixin, ReadOnlyMixin, OperatorAdmin):
     """A partitioned log: newest first, a bounded window, no count, a row found by its id's time."""
 
-    paginator = UncountedPaginator
-    ordering = ("-id",)  # ids are ordered by time, and every partition has their index
-    sortable_by = ()
     actions = None
     log: ClassVar[type[models.Model]]  # the partitioned model: who may view it sees these pages
-    time_field: ClassVar[str]
-    # Between the making of an id and the time column: the longest call, and clocks that differ.
-    SLACK = timedelta(days=1)
+    # Filters by an id that leads an index of the log, which goes on with the time.
+    indexed_with_time: ClassVar[tuple[str, ...]] = ()
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        # Such rows are read along that index; all rows along the primary key.
+        if any(uuid_or_none(request.GET.get(name)) for name in self.indexed_with_time):
+            return (f"-{self.time_field}", "-id")
+        return self.ordering
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         opts = self.log._meta
         codename = get_permission_codename("view", opts)
         return bool(request.user.has_perm(f"{opts.app_label}.{codename}"))
-
-    def get_changelist(self, *_: Any, **__: Any) -> type[ChangeList]:
-        return UncountedList
 
     def get_object(
         self,
@@ -531,18 +501,11 @@ class LogAdmin(ReadOnlyMixin, OperatorAdmin):
         from_field: str | None = None,  # noqa: ARG002
     ) -> Any:
         try:
-            near = self.near(UUID(object_id))
+            made = _time_of(UUID(object_id))
         except (ValueError, OverflowError):
             return None
+        near = {f"{self.time_field}__range": (made - SLACK, made + SLACK)}
         return self.get_queryset(request).filter(**near, pk=object_id).first()
-
-    def near(self, made_id: UUID) -> dict[str, Any]:
-        """The stretch of the log around the making of a version 7 UUID, as a filter.
-
-        ValueError or OverflowError: it names a time that there is none of.
-        """
-        made = _time_of(made_id)
-        return {f"{self.time_field}__range": (made - self.SLACK, made + self.SLACK)}
 
     def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         try:

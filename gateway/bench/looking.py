@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
@@ -21,13 +22,14 @@ from django.db import connection
 from django.test import Client
 from django.urls import reverse
 from django.utils.http import urlencode
+from django.utils.timezone import now
 
 from gateway.admin_site import ROOMS
 from gateway.bench.figures import quantile
 from gateway.proxy.metrics import MetricsPage
 from gateway.proxy.plane import DataPlane
 from monitoring.models import AuditLog, PerformanceAlert, RequestLog
-from registry.admin_base import UncountedPaginator
+from registry.admin_keyset import Place
 from registry.db.partitions import partitioned_tables
 from registry.models import MCPServer
 from security.models import User
@@ -40,7 +42,6 @@ METRICS, METRICS_GOAL_MS = "/metrics", 20.0
 SMALL = 10_000
 KEPT_SECONDS = 60.0  # more than a reading of PostgreSQL is kept for
 Filters = dict[str, dict[str, Any]]  # a page's name and its query
-LAST = UncountedPaginator.MAX_PAGES
 HOUR, DAY, WEEK, MONTH = "1", "24", "168", "720"
 
 
@@ -120,14 +121,15 @@ def _figures() -> Iterator[Page]:
 
 def _request_log() -> Iterator[Page]:
     row = _newest(RequestLog)
+    deep = {hours: _far_down(RequestLog, "request_time", hours) for hours in (DAY, WEEK, MONTH)}
     filters: Filters = {
         "first page": {},
-        "last page": {"p": LAST},
+        "far down": deep[DAY],
         "last hour": {"window": HOUR},
-        "7 days, last page": {"window": WEEK, "p": LAST},
-        "30 days, last page": {"window": MONTH, "p": LAST},
+        "7 days, far down": deep[WEEK],
+        "30 days, far down": deep[MONTH],
         "tenant": {"tenant_id": row.tenant_id},
-        "tenant, 30 days, last page": {"tenant_id": row.tenant_id, "window": MONTH, "p": LAST},
+        "tenant, 30 days, far down": {"tenant_id": row.tenant_id, **deep[MONTH]},
         **{f"outcome {name}": {"outcome": name} for name in ("ok", "refused", "failed")},
         **{f"over {ms} ms": {"slower": ms} for ms in (100, 1000, 10000)},
         "over 10000 ms, 30 days": {"slower": 10000, "window": MONTH},
@@ -148,9 +150,9 @@ def _audit_log() -> Iterator[Page]:
     row = _newest(AuditLog)
     filters: Filters = {
         "first page": {},
-        "last page": {"p": LAST},
+        "far down": _far_down(AuditLog, "timestamp", DAY),
         "last hour": {"window": HOUR},
-        "30 days, last page": {"window": MONTH, "p": LAST},
+        "30 days, far down": _far_down(AuditLog, "timestamp", MONTH),
         "tenant": {"tenant_id": row.tenant_id},
         "action": {"action": row.action.partition(".")[0]},
         "action that never was, 30 days": {"action": "nothing", "window": MONTH},
@@ -170,6 +172,15 @@ def _newest(log: type[Any]) -> Any:
     if row is None:
         raise LookupError(f"{log._meta.db_table} is empty: fill it first.")
     return row
+
+
+def _far_down(log: type[Any], time_field: str, hours: str) -> dict[str, Any]:
+    """The query of a page that begins when nine tenths of the window are passed."""
+    at = now() - timedelta(hours=int(hours)) * 0.9
+    row = log.objects.filter(**{f"{time_field}__gte": at}).order_by(time_field).first()
+    if row is None:
+        return {"window": hours}
+    return {"window": hours, "before": Place(getattr(row, time_field), row.id)}
 
 
 def _log(title: str, name: str, row: Any, filters: Filters) -> Iterator[Page]:

@@ -24,6 +24,7 @@ from monitoring.api.views import NewestAudit, NewestRequest
 from monitoring.models import AuditLog, RequestLog
 from monitoring.querysets import Window, within
 from registry.api.pagination import Keyset, NewestFirst
+from registry.db.keyset import beyond
 from registry.models import HealthStatus, MCPServer, ServerMetric, ServerTool
 from security.keys import ParsedKey
 from security.lookup import find_key, find_plain_key
@@ -213,7 +214,7 @@ def _nobody(i: int) -> UUID:
 
 
 def _next_page(rows: QuerySet[Any], keyset: type[Keyset], place: tuple[str, ...]) -> QuerySet[Any]:
-    return keyset.first_page(rows.filter(keyset()._beyond(place, backwards=False)))
+    return keyset.first_page(rows.filter(beyond(keyset.ordering, place, newer=False)))
 
 
 def _last_day(at: datetime) -> Window:

@@ -7,7 +7,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
 
 from django.core.exceptions import ValidationError as DjangoValidationError
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Model, QuerySet
 from rest_framework.exceptions import ValidationError
 from rest_framework.pagination import BasePagination
 from rest_framework.request import Request
@@ -15,6 +15,8 @@ from rest_framework.response import Response
 from rest_framework.settings import api_settings
 from rest_framework.utils.urls import remove_query_param, replace_query_param
 from rest_framework.views import APIView
+
+from registry.db.keyset import beyond
 
 __all__ = ["Keyset", "NewestFirst", "envelope_schema"]
 
@@ -45,7 +47,7 @@ class Keyset(BasePagination):
         cursor = request.query_params.get("cursor")
         backwards, place = self._decode(cursor, queryset.model) if cursor else (False, None)
         if place is not None:
-            queryset = queryset.filter(self._beyond(place, backwards=backwards))
+            queryset = queryset.filter(beyond(self.ordering, place, newer=backwards))
         sign = "" if backwards else "-"
         rows = list(queryset.order_by(*(sign + name for name in self.ordering))[: size + 1])
         more = len(rows) > size
@@ -79,16 +81,6 @@ class Keyset(BasePagination):
                 "schema": {"type": "integer", "minimum": 1, "default": api_settings.PAGE_SIZE},
             },
         ]
-
-    def _beyond(self, place: Place, *, backwards: bool) -> Q:
-        """Rows after a place: (a, b) < (x, y), written so that an index on `a` bounds the scan."""
-        side = "gt" if backwards else "lt"
-        *firsts, last = zip(self.ordering, place, strict=True)
-        condition = Q(**{f"{last[0]}__{side}": last[1]})
-        for name, value in reversed(firsts):
-            ahead = Q(**{f"{name}__{side}": value})
-            condition = Q(**{f"{name}__{side}e": value}) & (ahead | condition)
-        return condition
 
     def _link(self, direction: str, row: Any) -> str:
         place = [

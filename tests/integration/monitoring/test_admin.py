@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from django.contrib.admin import site
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils.http import urlencode
 from django.utils.timezone import now
 from procrastinate.contrib.django.models import ProcrastinateJob
 
 from monitoring.alerts.figures import EVERYTHING, Extremes
 from monitoring.alerts.history import history_keep
 from monitoring.models import (
+    AlertEvent,
     AuditLog,
+    AuditLogEntry,
     DataRetentionPolicy,
     MaterializedView,
     PerformanceAlert,
+    RequestLog,
+    RequestLogEntry,
 )
-from registry.admin_base import UncountedPaginator
 from registry.db.ids import uuid7
+from registry.models import MCPServer, ServerMetricEntry
 from tests.factories import (
     AlertEventFactory,
     AuditLogFactory,
@@ -32,8 +39,8 @@ from tests.factories import (
     PerformanceAlertFactory,
     RequestLogFactory,
     SessionFactory,
-    TenantFactory,
 )
+from tests.schema import seed
 
 pytestmark = pytest.mark.django_db
 
@@ -47,6 +54,10 @@ def listed(client, page: str) -> list[UUID]:
     response = client.get(page)
     assert response.status_code == 200
     return [row.pk for row in response.context["cl"].result_list]
+
+
+def measured() -> ServerMetricEntry:
+    return ServerMetricEntry.objects.create(server_id=uuid4())
 
 
 def errors_of(response) -> str:
@@ -104,25 +115,150 @@ def test_a_log_names_what_still_exists_and_keeps_the_id_of_what_is_gone(admin_cl
     assert str(gone) in text
 
 
-def test_pages_of_a_log_follow_without_a_count(admin_client):
-    AuditLogFactory.create_batch(51, tenant_id=TenantFactory(slug="whose").pk)
-    first = admin_client.get(AUDIT)
-    second = admin_client.get(f"{AUDIT}?p=2")
-    assert "Older" in first.content.decode()
-    assert "Older" not in second.content.decode()
-    assert "Newer" in second.content.decode()
-    pages = [[row.pk for row in page.context["cl"].result_list] for page in (first, second)]
-    assert [len(page) for page in pages] == [50, 1]
-    assert sorted(pages[0] + pages[1], reverse=True) == pages[0] + pages[1]
-    assert "whose" in second.content.decode().partition("<tbody")[2]
+def opened(client, page: str) -> tuple[list[UUID], dict[str, str]]:
+    """The rows of a page, and the addresses behind the links below them by their words."""
+    response = client.get(page)
+    text = response.content.decode()
+    [nav] = re.findall(r'<nav[^>]*aria-label="Pages">.*?</nav>', text, re.DOTALL)
+    links = {
+        words: page.partition("?")[0] + html.unescape(href)
+        for href, words in re.findall(r'<a [^>]*href="([^"]*)"[^>]*>(\w+)</a>', nav)
+    }
+    return [row.pk for row in response.context["cl"].result_list], links
 
 
-def test_the_last_page_that_may_be_asked_for_says_so():
-    paginator = UncountedPaginator(list(range(2000)), 5)
-    last = paginator.page(UncountedPaginator.MAX_PAGES)
-    assert list(last) == list(range(995, 1000))
-    assert paginator.more_follow
-    assert not last.has_next()
+@pytest.fixture
+def short_pages(monkeypatch):
+    for model in (AuditLogEntry, RequestLogEntry, AlertEvent, ServerMetricEntry):
+        monkeypatch.setattr(site._registry[model], "list_per_page", 2)
+
+
+@pytest.mark.parametrize(
+    ("page", "factory"),
+    [
+        (REQUESTS, RequestLogFactory),
+        (AUDIT, AuditLogFactory),
+        (reverse("admin:monitoring_alertevent_changelist"), AlertEventFactory),
+        (reverse("admin:registry_servermetricentry_changelist"), measured),
+    ],
+)
+@pytest.mark.usefixtures("short_pages")
+def test_one_turns_older_and_newer_pages_of_a_growing_list(page, factory, admin_client):
+    ids = sorted((factory().pk for _ in range(5)), reverse=True)
+    shown, first = opened(admin_client, page)
+    assert (shown, list(first)) == (ids[:2], ["Older"])
+    shown, second = opened(admin_client, first["Older"])
+    assert (shown, list(second)) == (ids[2:4], ["Newest", "Newer", "Older"])
+    shown, third = opened(admin_client, second["Older"])
+    assert (shown, list(third)) == (ids[4:], ["Newest", "Newer"])
+    latest = factory().pk
+    shown, back = opened(admin_client, third["Newer"])
+    assert (shown, list(back)) == (ids[2:4], ["Newest", "Newer", "Older"])
+    shown, back = opened(admin_client, back["Newer"])
+    assert (shown, list(back)) == (ids[:2], ["Newest", "Newer", "Older"])
+    shown, back = opened(admin_client, back["Newer"])
+    assert (shown, list(back)) == ([latest], ["Newest", "Older"])
+    assert opened(admin_client, back["Newest"])[0] == [latest, ids[0]]
+
+
+@pytest.mark.usefixtures("short_pages")
+@pytest.mark.parametrize("by_tenant", [False, True])
+def test_pages_keep_filters_and_search_and_a_new_filter_begins_anew(by_tenant, admin_client):
+    tenant, request_id = uuid4(), uuid7()
+    row = {"status_code": 502, "request_id": request_id, "tenant_id": tenant, "duration_ms": 2e3}
+    at = now()  # one time for all: a tenant's rows are told apart by their ids
+    ids = sorted((RequestLogFactory(request_time=at, **row).pk for _ in range(5)), reverse=True)
+    for _ in range(3):
+        RequestLogFactory(request_time=at)
+    asked = f"?q={request_id}&outcome=failed&slower=1000&window=1"
+    own = f"&tenant_id={tenant}" if by_tenant else ""
+    _, first = opened(admin_client, f"{REQUESTS}{asked}{own}")
+    shown, second = opened(admin_client, first["Older"])
+    assert shown == ids[2:4]
+    shown, third = opened(admin_client, second["Older"])
+    assert shown == ids[4:]
+    assert opened(admin_client, third["Newer"])[0] == ids[2:4]
+    # The forms of filters and search carry on what the address holds, but not the place.
+    text = admin_client.get(first["Older"]).content.decode()
+    assert 'name="window"' in text
+    assert 'name="before"' not in text
+
+
+SOME_ID = UUID(int=7)
+NO_PLACES = [
+    "",
+    "~",
+    "nonsense",
+    f"2026-01-01T00:00:00~{SOME_ID}",  # without a zone
+    f"2026-01-01T00:00:00Z~{SOME_ID}~",
+    "2026-01-01T00:00:00Z~1",
+    f"9999-12-31T23:59:59Z~{SOME_ID}",
+    f"0001-01-01T00:00:00+23:00~{SOME_ID}",
+    f"\0~{SOME_ID}",
+]
+
+
+def test_what_is_no_place_gives_the_first_page_and_a_word(admin_client):
+    row = AuditLogFactory()
+    for name, place in (("after", "nonsense"), *(("before", place) for place in NO_PLACES)):
+        response = admin_client.get(AUDIT, {name: place})
+        assert [shown.pk for shown in response.context["cl"].result_list] == [row.pk], place
+        assert f"“{name}” names no place in this list" in response.content.decode(), place
+
+
+def test_a_place_without_rows_leads_back_to_the_newest(admin_client):
+    row = AuditLogFactory()
+    for place in (
+        f"before=1970-01-01T00:00:00Z~{UUID(int=0)}",
+        f"after=8999-12-31T00:00:00Z~{row.pk}",
+    ):
+        shown, links = opened(admin_client, f"{AUDIT}?{place}")
+        assert (shown, list(links)) == ([], ["Newest"])
+        assert listed(admin_client, links["Newest"]) == [row.pk]
+
+
+def long_log(calls: int) -> tuple[MCPServer, dict[str, str]]:
+    """Calls of one server, one every four seconds, and the place of one near the oldest."""
+    server = MCPServerFactory()
+    seed.rows(
+        RequestLog,
+        calls,
+        id="(lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')"
+        " || '70008' || lpad(to_hex(i), 15, '0'))::uuid",
+        request_time="at",
+        tenant_id=f"'{server.tenant_id}'",
+        target_server_id=f"'{server.pk}'",
+        source="LATERAL (SELECT now() - i * interval '4 s' AS at) clock",
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE request_logs")
+    deep = RequestLogEntry.objects.order_by("request_time")[1000]
+    place = f"{deep.request_time:%Y-%m-%dT%H:%M:%S.%fZ}~{deep.pk}"
+    return server, {"before": place, "after": place}
+
+
+def reading(client, asked: dict[str, str]) -> tuple[str, int]:
+    """The statement by which a page reads the request log, and the buffers that it touches."""
+    with CaptureQueriesContext(connection) as captured:
+        assert len(listed(client, f"{REQUESTS}?{urlencode(asked)}")) == 2
+    [statement] = [query["sql"] for query in captured if 'FROM "request_logs"' in query["sql"]]
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT JSON) {statement}")
+        root = cursor.fetchone()[0][0]["Plan"]
+    return statement, root["Shared Hit Blocks"] + root["Shared Read Blocks"]
+
+
+@pytest.mark.usefixtures("short_pages")
+def test_a_page_far_down_reads_what_the_first_one_reads(admin_client):
+    server, places = long_log(10_000)
+    other = {"o": "1", "_facets": "True", "all": "", "p": "3"}  # what Django's lists know
+    for by in ({}, {"tenant_id": server.tenant_id}, {"target_server_id": server.pk}, other):
+        _, first = reading(admin_client, by)
+        for name, place in places.items():
+            statement, buffers = reading(admin_client, {**by, name: place})
+            assert "OFFSET" not in statement
+            assert "COUNT(" not in statement
+            assert buffers <= first + 30  # by OFFSET it would be thousands more
 
 
 def test_what_a_request_did_is_looked_for_around_the_time_of_its_id(admin_client):
