@@ -106,9 +106,9 @@ def test_others_are_told_what_is_missing(gateway_url: str, operator_key: str):
 def test_every_row_of_the_view_is_a_gauge(scene: Scene, operator_key: str):
     CircuitBreaker.objects.filter(server=scene.server).update(state="open")
     PerformanceAlertFactory(severity="critical", is_triggered=True)
-    found = samples(scrape(scene.url, operator_key))
     rows = [row for row in performance_metrics() if row["value"] is not None]
     assert len(rows) > 8
+    found = samples(scrape(scene.url, operator_key))
     for row in rows:
         shown = {labels["subject"] for labels, _ in found[f"mcp_gateway_{row['metric']}"]}
         assert (row["subject"] or "") in shown

@@ -542,6 +542,8 @@ def test_statistics_are_refreshed_after_many_changes(execute: Execute) -> None:
 
 def test_an_empty_table_needs_no_statistics(execute: Execute) -> None:
     execute("TRUNCATE sessions, request_logs")
+    # Which leaves a partitioned table the estimate that another test's ANALYZE has given it.
+    execute("UPDATE pg_class SET reltuples = -1 WHERE oid = 'request_logs'::regclass")
     for table in ("sessions", "request_logs"):
         execute("SELECT pg_stat_reset_single_table_counters(%s::regclass)", table)
     said = optimize("--check", "--phase", "5")[1]
