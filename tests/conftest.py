@@ -8,9 +8,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.core.management.commands import flush as flush_command
 from django.db import connection
+from django.test import override_settings
 
 from tests.serving import port_now
+
+_SAME_FOR_ALL = {"django_content_type", "auth_permission"}
+_HOLDING = """
+SELECT quote_ident(c.relname) FROM pg_class AS c
+ WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'
+   AND pg_relation_size(c.oid) > 0
+   AND (SELECT root.relname FROM pg_class AS root
+         WHERE root.oid = coalesce(pg_partition_root(c.oid), c.oid)) = ANY (%s)
+"""
 
 
 @pytest.fixture
@@ -27,6 +38,32 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_passwords() -> Iterator[None]:
+    """A third of a second for each user is what attackers are to pay, not tests."""
+    with override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"]):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_flushes() -> Iterator[None]:
+    """Truncate what holds rows: each partition of the logs is a dozen files to make anew.
+
+    Content types and permissions stay, so they need not be made again after each test.
+    """
+
+    def flush(self: Any, _style: Any, tables: list[str], **_: Any) -> list[str]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(_HOLDING, [[name for name in tables if name not in _SAME_FOR_ALL]])
+            holding = ", ".join(name for (name,) in cursor.fetchall())
+        return [f"TRUNCATE {holding} CASCADE"] if holding else []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(connection.ops), "sql_flush", flush)
+        patch.setattr(flush_command, "emit_post_migrate_signal", lambda *_, **__: None)
+        yield
 
 
 _skipped: list[str] = []
