@@ -41,41 +41,39 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         return context
     at, window = now(), chosen_window(request.GET.dict())
     figures = [Measured(**row) for row in queries.performance_metrics()]
-    series = queries.traffic_series(hours=window.hours, at=at)
-    alerts = _firing()
-    health = _health()
     breakers = _breakers()
     tasks = known_tasks()
-    return {
+    live = {
         **context,
-        "windows": WINDOWS,
         "window": window,
         "at": at,
+        "live": [_servers(), _breakers_table(breakers), _load(figures)],
+        "tasks": tasks_table(tasks, at),
+    }
+    if _is_live_alone(request):
+        return live
+    series = queries.traffic_series(hours=window.hours, at=at)
+    alerts = _firing()
+    return {
+        **live,
+        "windows": WINDOWS,
         "problems": [*late_problems(tasks, at), *problems(figures)],
         "cards": [
-            _servers_card(health),
+            _servers_card(_health()),
             _breakers_card(breakers),
             _requests_card(window, series),
             _alerts_card(alerts),
         ],
         "alerts": alerts[:TOP],
         "may_acknowledge": request.user.has_perm("monitoring.change_performancealert"),
-        "live": [_servers(), _breakers_table(breakers), _load(figures)],
-        "tasks": tasks_table(tasks, at),
-        **({} if _is_live_alone(request) else _traffic(series, window, at)),
+        "charts": [traffic_chart(series, window), latency_chart(series, window)],
+        "tables": [_tools(window, at), _tenants(window, at)],
     }
 
 
 def _is_live_alone(request: HttpRequest) -> bool:
     """The page asks for its live part every half minute and drops the rest of the answer."""
     return request.headers.get("hx-target") == "gw-live"
-
-
-def _traffic(series: Sequence[dict[str, Any]], window: Window, at: datetime) -> dict[str, Any]:
-    return {
-        "charts": [traffic_chart(series, window), latency_chart(series, window)],
-        "tables": [_tools(window, at), _tenants(window, at)],
-    }
 
 
 # --------------------------------------------------------------------------- at a glance

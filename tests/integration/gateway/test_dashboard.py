@@ -162,6 +162,8 @@ def test_the_live_part_alone_is_asked_for_without_the_traffic(admin_client: Clie
     assert "Most called tools" in whole
     assert "Most called tools" not in html
     assert not [query for query in captured if "request_usage" in query["sql"]]
+    dropped = re.compile("request_series|request_performance|performance_alerts")
+    assert not [query for query in captured if dropped.search(query["sql"])]
 
 
 def test_an_alert_is_acknowledged_where_it_is_seen(admin_client: Client, admin_user: Any) -> None:
