@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
 from django.db.models import Model, QuerySet
 
-__all__ = ["Window", "time_of", "within"]
+from registry.db.ids import time_of
+
+__all__ = ["Window", "within"]
 
 DEFAULT_SPAN = timedelta(hours=24)
 # A row's id and a request's are made when the request begins; what it changes is noted while it
@@ -37,16 +39,6 @@ class Window:
         """Where the row of a version 7 UUID must lie; None for other versions."""
         at = time_of(identifier)
         return None if at is None else cls(at - AROUND_AN_ID, at + AROUND_AN_ID)
-
-
-def time_of(identifier: UUID) -> datetime | None:
-    """When a version 7 UUID was made, to the millisecond; None for other versions."""
-    if identifier.version != 7:
-        return None
-    try:
-        return datetime.fromtimestamp((identifier.int >> 80) / 1000, tz=UTC)
-    except (OverflowError, ValueError, OSError):
-        return None
 
 
 def within(rows: QuerySet[Row], *, field: str, window: Window) -> QuerySet[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, ClassVar, TypeVar, cast
 from uuid import UUID
 
@@ -32,6 +32,7 @@ from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 from registry.admin_keyset import SLACK, KeysetList
 from registry.audit import Actor, audit_write
 from registry.db.encryption import DecryptionError
+from registry.db.ids import time_of
 from registry.db.partitions import NOWHERE, is_about_partitions
 
 __all__ = [
@@ -500,9 +501,9 @@ class LogAdmin(NewestFirstMixin, ReadOnlyMixin, OperatorAdmin):
         object_id: str,
         from_field: str | None = None,  # noqa: ARG002
     ) -> Any:
-        try:
-            made = _time_of(UUID(object_id))
-        except (ValueError, OverflowError):
+        row_id = uuid_or_none(object_id)
+        made = time_of(row_id) if row_id else None
+        if made is None:
             return None
         near = {f"{self.time_field}__range": (made - SLACK, made + SLACK)}
         return self.get_queryset(request).filter(**near, pk=object_id).first()
@@ -519,11 +520,6 @@ class LogAdmin(NewestFirstMixin, ReadOnlyMixin, OperatorAdmin):
             messages.WARNING,
         )
         return HttpResponseRedirect(f"{request.path}?window=1")
-
-
-def _time_of(row_id: UUID) -> datetime:
-    """The moment that a version 7 UUID was made at (RFC 9562, section 5.7)."""
-    return datetime.fromtimestamp((row_id.int >> 80) / 1000, tz=UTC)
 
 
 class ListedInline(ReadOnlyMixin, TabularInline):  # type: ignore[misc]

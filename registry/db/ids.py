@@ -3,6 +3,9 @@
 import secrets
 import time
 import uuid
+from datetime import UTC, datetime
+
+__all__ = ["time_of", "uuid7"]
 
 
 def uuid7() -> uuid.UUID:
@@ -14,3 +17,13 @@ def uuid7() -> uuid.UUID:
     fraction = (nanoseconds << 12) // 1_000_000
     value = milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62)
     return uuid.UUID(int=value)
+
+
+def time_of(identifier: uuid.UUID) -> datetime | None:
+    """When a version 7 UUID was made, to the millisecond; None for other versions."""
+    if identifier.version != 7:
+        return None
+    try:
+        return datetime.fromtimestamp((identifier.int >> 80) / 1000, tz=UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
