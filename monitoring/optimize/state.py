@@ -471,9 +471,11 @@ def declared_state(connection: BaseDatabaseWrapper) -> State:
     ]
     with _scratch_schema(connection) as schema:
         state = State(schema=schema, unapplied=unapplied)
-        for model in _managed_models(known, ours):
+        declared = list(_managed_models(known, ours))
+        for model in declared:
             _make_table(connection, model, state)
-        _make_storage(connection, state)
+        made = {model._meta.db_table for model in declared} - state.unverifiable.keys()
+        _make_storage(connection, made)
         state.statistics = _read_statistics(connection, schema)
         state.tables = _read_tables(connection, schema)
         for source in sources:
@@ -560,9 +562,8 @@ def _make_table(connection: BaseDatabaseWrapper, model: type[models.Model], stat
         ]
 
 
-def _make_storage(connection: BaseDatabaseWrapper, state: State) -> None:
-    """Storage parameters and extended statistics of the tables that the migrations have made."""
-    made = _read_tables(connection, state.schema)
+def _make_storage(connection: BaseDatabaseWrapper, made: set[str]) -> None:
+    """Storage parameters and extended statistics of the tables that there are."""
     statements = [
         *((wanted.table, set_parameters(wanted.table, wanted.parameters)) for wanted in storages()),
         *((wanted.table, create_statistics(wanted)) for wanted in extended_statistics()),
