@@ -2,7 +2,7 @@
 
 from registry.db.storage import Statistics, Storage
 
-__all__ = ["STATISTICS", "STORAGE"]
+__all__ = ["DELTAS", "STATISTICS", "STORAGE"]
 
 STATISTICS = (
     Statistics(

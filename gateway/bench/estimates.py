@@ -23,6 +23,8 @@ import django
 import psycopg
 from psycopg import sql
 
+from registry.db.storage import Statistics, create_statistics
+
 if TYPE_CHECKING:
     from gateway.bench.asking import Walls
     from gateway.bench.reads import Run
@@ -131,15 +133,23 @@ def _leaves(connection: Connection, table: str) -> list[str]:
 def _statistics(
     connection: Connection, kind: LiteralString, columns: Sequence[str], tables: Sequence[str]
 ) -> Iterator[None]:
-    names = [sql.Identifier(f"bench_statistics_{place}") for place in range(len(tables))]
-    listed = sql.SQL(", ").join(map(sql.Identifier, columns))
+    tried = [
+        Statistics(
+            name=f"bench_statistics_{place}",
+            table=table,
+            columns=tuple(columns),
+            kind=kind,
+            reason="tried",
+        )
+        for place, table in enumerate(tables)
+    ]
     try:
-        for name, table in zip(names, tables, strict=True):
-            make = sql.SQL("CREATE STATISTICS {} ({}) ON {} FROM {}")
-            connection.execute(make.format(name, sql.SQL(kind), listed, sql.Identifier(table)))
+        for one in tried:
+            connection.execute(create_statistics(one))
         yield
     finally:
-        for name in names:
+        for one in tried:
+            name = sql.Identifier(one.name)
             connection.execute(sql.SQL("DROP STATISTICS IF EXISTS {}").format(name))
 
 

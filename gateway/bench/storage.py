@@ -25,21 +25,14 @@ import django
 import psycopg
 from psycopg import sql
 
+from monitoring.storage import DELTAS
+
 __all__ = ["ARMS", "Figures", "main", "measure"]
 
 Connection = psycopg.Connection[Any]
 Parameters = Mapping[str, float]
 
 # Tables whose rows are updated, or come and go, all day long. What pays is declared as STORAGE.
-DELTAS = {
-    "autovacuum_vacuum_scale_factor": 0,
-    "autovacuum_vacuum_threshold": 5000,
-    "autovacuum_vacuum_insert_scale_factor": 0,
-    "autovacuum_vacuum_insert_threshold": 50000,
-    "autovacuum_analyze_scale_factor": 0,
-    "autovacuum_analyze_threshold": 20000,
-    "autovacuum_vacuum_cost_delay": 0,
-}
 CANDIDATES: dict[str, Parameters] = {
     **{
         table: {"fillfactor": fillfactor, "autovacuum_vacuum_scale_factor": 0.05}
