@@ -6,7 +6,7 @@ that tests make up, leave nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
 from django.http import HttpRequest
@@ -42,7 +42,7 @@ def _left(*, request: HttpRequest | None, user: User | None, **_: Any) -> None:
 
 
 def _note(action: str, request: HttpRequest | None, user: User) -> None:
-    if request is not None and hasattr(request, "client_address"):
+    if _came_through(request):
         audit_write(actor=_actor(request, user), action=action, resource=user)
 
 
@@ -50,7 +50,7 @@ def _was_refused(
     *, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any
 ) -> None:
     """A guess leaves a row whether or not the name is somebody's; many of a minute leave one."""
-    if request is None or not hasattr(request, "client_address"):
+    if not _came_through(request):
         return
     actor = _actor(request, None)
     typed = str(credentials.get("username") or "").replace("\0", "")[:LONGEST_NAME]
@@ -68,6 +68,11 @@ def _was_refused(
         audit_write(
             actor=actor, action=LOGIN, details=details, success=False, error_message=REFUSED
         )
+
+
+def _came_through(request: HttpRequest | None) -> TypeGuard[HttpRequest]:
+    """Whether the middleware has seen it."""
+    return request is not None and hasattr(request, "client_address")
 
 
 def _actor(request: HttpRequest, user: User | None) -> Actor:
