@@ -188,6 +188,7 @@ METRICS_WRITER = "monitoring.logwriter.threads.metrics_write"
 TASK_DEFERRER = "gateway.jobs.task_defer"
 
 AUTH_USER_MODEL = "security.User"
+LOGIN_REDIRECT_URL = "admin:index"  # of who opens the login page itself
 SESSION_ENGINE = "security.sessions"
 SESSION_COOKIE_AGE = 14 * 24 * 3600
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.read(

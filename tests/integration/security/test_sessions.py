@@ -45,6 +45,12 @@ def cookie(client: Client) -> str:
     return client.cookies[settings.SESSION_COOKIE_NAME].value
 
 
+def test_a_login_from_the_login_page_itself_leads_to_the_overview(user):
+    form = {"username": user.username, "password": "correct horse"}
+    answer = Client().post("/admin/login/", form)
+    assert (answer.status_code, answer["Location"]) == (302, "/admin/")
+
+
 def test_a_login_is_one_row_with_who_and_where_from(browser, user):
     [row] = Session.objects.all()
     assert (row.user, row.ip_address, row.user_agent) == (user, "203.0.113.7", "Browser/1.0")
