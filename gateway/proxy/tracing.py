@@ -39,7 +39,11 @@ def tracing_from_environment(environ: Mapping[str, str] = os.environ) -> Tracing
     except ImportError as error:
         logger.warning("no spans are sent: install the extra `otel` (%s)", error)
         return None
-    return otlp_tracing()
+    try:
+        return otlp_tracing()
+    except Exception as error:  # noqa: BLE001  (the SDK refuses some values of its variables)
+        logger.warning("no spans are sent: check the OTEL_* variables (%s)", error)
+        return None
 
 
 def _is_off(environ: Mapping[str, str]) -> bool:

@@ -203,6 +203,12 @@ def test_calls_go_on_without_spans(
     assert bool(told) == bool(caplog.text)
 
 
+def test_a_value_that_the_sdk_refuses_stops_no_gateway(monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "100")  # below a batch
+    assert tracing_from_environment(COLLECTOR) is None
+    assert "check the OTEL_* variables" in caplog.text
+
+
 def test_nothing_is_imported_that_nobody_asked_for() -> None:
     look = (
         "import json, sys; from gateway.proxy.tracing import tracing_from_environment as t; "
