@@ -31,12 +31,12 @@ class Place:
     @classmethod
     def parse(cls, text: str) -> Place:
         """ValueError for anything but a time with a zone and an id."""
-        time, _, row_id = text.partition("~")
-        place = cls(datetime.fromisoformat(time), UUID(row_id))
+        moment, _, row_id = text.partition("~")
+        time = datetime.fromisoformat(moment)
         # Outside, SLACK more or less leaves what a datetime can hold.
-        if place.time.tzinfo is None or not 1970 <= place.time.year < 9000:
+        if time.tzinfo is None or not 1970 <= time.year < 9000:
             raise ValueError(text)
-        return place
+        return cls(time.astimezone(UTC), UUID(row_id))  # PostgreSQL refuses far zones
 
     def __str__(self) -> str:
         return f"{self.time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}~{self.id}"
