@@ -195,6 +195,7 @@ class AlertEventViewSet(Listed, ScopedViewSet[AlertEvent]):
     """What happened to the caller's alerts, newest first, and who was told."""
 
     queryset = AlertEvent.objects.none()
+    of_gateway = True
     serializer_class = AlertEventSerializer
     filterset_class = AlertEventFilter
     read_scope = "metrics"

@@ -28,6 +28,7 @@ from registry.db.tenancy import (
 )
 from registry.models import MCPServer, Tenant
 from tests.api import API, api_patterns, client_of
+from tests.factories import AlertEventFactory
 from tests.integration.gateway.test_api_every_address import MAKE, OPERATORS, path_of
 from tests.walls import logged_in_as_app, make_tenant, raw_connection, walled_tables
 
@@ -419,9 +420,13 @@ def test_a_tenant_that_runs_the_gateway_sees_its_figures_and_no_other_tenants_ro
     two: Two,
 ) -> None:
     Tenant.objects.filter(pk=two.mine.pk).update(settings={"runs_gateway": True})
+    everyones = AlertEventFactory(alert__server=None)
     client = client_of(two.mine)
     with logged_in_as_app():
         for name in ("database/size", "database/performance", "retention-policies"):
             assert client.get(API + name).status_code == 200, name
         servers = client.get(f"{API}servers").json()["results"]
+        events = client.get(f"{API}alert-events").json()["results"]
     assert [row["id"] for row in servers] == [str(two.my_server.pk)]
+    assert str(everyones.pk) in {row["id"] for row in events}
+    assert not {row["id"] for row in events} & set(map(str, two.foreign["alert_events"]))
