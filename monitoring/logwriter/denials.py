@@ -79,7 +79,8 @@ class Denial:
 
 
 Key = tuple[object, str]
-_OTHERS: Key = (None, "various")
+VARIOUS = "various"
+MOST_NAMES = 20  # of those that one address tries in a minute
 
 
 class Denials:
@@ -98,7 +99,7 @@ class Denials:
         """Count one denial."""
         key: Key = (denial.api_key_id or denial.ip_address, f"{denial.action} {denial.reason}")
         if key not in self._slots and len(self._slots) >= MAX_SLOTS:
-            key, denial = _OTHERS, _anybody(denial)
+            key, denial = (None, f"{denial.action} {VARIOUS}"), _anybody(denial)
         if key not in self._slots:
             self._slots[key] = None
             self._put(denial.row(at))
@@ -108,6 +109,7 @@ class Denials:
         else:
             row.details["count"] += 1
             row.details["last"] = at.isoformat()
+            _note_name(row, denial.username)
 
     def close_window(self) -> list[AuditRow]:
         """The last versions of the held rows; who repeated nothing starts anew."""
@@ -116,10 +118,20 @@ class Denials:
         return list(finished.values())
 
 
+def _note_name(row: AuditRow, username: str) -> None:
+    """Who tries several names hides none of them behind the first."""
+    first = row.details.get("username", "")
+    names = row.details.get("usernames", [first])
+    if username not in names and len(names) < MOST_NAMES:
+        row.details["usernames"] = [*names, username]
+
+
 def _anybody(denial: Denial) -> Denial:
     """The row that the callers beyond the bound share names none of them."""
+    where = "" if denial.action == LOGIN else "; the request log has all"
     return Denial(
-        reason=_OTHERS[1],
-        message="More callers were refused than are listed one by one; the request log has all.",
+        action=denial.action,
+        reason=VARIOUS,
+        message=f"More callers were refused than are listed one by one{where}.",
         request_id=denial.request_id,
     )

@@ -93,3 +93,33 @@ def test_rotating_addresses_grow_neither_memory_nor_rows(monkeypatch):
     (others,) = book.close()
     assert others.details["count"] == 4989
     assert (others.ip_address, others.details["reason"]) == (None, "various")
+
+
+def test_who_tries_several_names_hides_none_behind_the_first(monkeypatch):
+    monkeypatch.setattr(denials, "MOST_NAMES", 3)
+    book = Book()
+    for name in ("alice", "bob", "admin", "bob", "carol", "dave"):
+        login = Denial(
+            action=denials.LOGIN,
+            reason="no",
+            message="No.",
+            ip_address="203.0.113.9",
+            username=name,
+        )
+        book.denials.note(login, at=AT)
+    assert [row.details["username"] for row in book.put] == ["alice"]
+    (row,) = book.close()
+    assert (row.details["username"], row.details["count"]) == ("bob", 5)
+    assert row.details["usernames"] == ["bob", "admin", "carol"]
+
+
+def test_logins_beyond_the_bound_are_no_calls(monkeypatch):
+    monkeypatch.setattr(denials, "MAX_SLOTS", 1)
+    book = Book()
+    for number in range(3):
+        login = Denial(
+            action=denials.LOGIN, reason="no", message="No.", ip_address=f"203.0.113.{number}"
+        )
+        book.denials.note(login, at=AT)
+    assert [row.action for row in book.put] == [denials.LOGIN] * 2
+    assert "request log" not in book.put[1].error_message
