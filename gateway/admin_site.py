@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from django.apps import apps
 from django.contrib import admin
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.templatetags.static import static
 from django.urls import URLPattern, path, reverse
 from unfold.sites import UnfoldAdminSite
@@ -75,6 +76,17 @@ class GatewayAdminSite(UnfoldAdminSite):  # type: ignore[misc]
                 name="acknowledge",
             ),
         ]
+
+    def login(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Django's page; 429 where the form sends somebody away who guesses."""
+        response: HttpResponse = super().login(request, extra_context)
+        form = (getattr(response, "context_data", None) or {}).get("form")
+        if wait := getattr(form, "retry_after", None):
+            response.status_code = 429
+            response.headers["Retry-After"] = str(math.ceil(wait))
+        return response
 
     def has_permission(self, request: HttpRequest) -> bool:
         user = request.user

@@ -196,6 +196,7 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = env.read(
 )
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if SESSION_COOKIE_SECURE else None
 SECURE_HSTS_SECONDS = env.read("GATEWAY_HSTS_SECONDS", env.natural, 0)
+PASSWORD_HASHERS = ["security.passwords.YieldingHasher"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in (
@@ -227,6 +228,7 @@ UNFOLD = {
     "SITE_HEADER": "MCP Registry Gateway",
     "SITE_SYMBOL": "hub",
     "SITE_URL": None,
+    "LOGIN": {"form": "security.signin.SignInForm"},
     "SITE_FAVICONS": [
         {"rel": "icon", "type": "image/svg+xml", "href": "gateway.admin_site.icon"},
     ],

@@ -18,8 +18,9 @@ from monitoring.logwriter.denials import LOGIN
 from monitoring.logwriter.threads import denial_leave
 from registry.audit import Actor
 from security.models import User
+from security.refusals import Reason
 
-__all__ = ["logins_connect"]
+__all__ = ["login_deny", "logins_connect"]
 
 LONGEST_NAME = 150
 REFUSED = "Name and password do not fit, or the account is not active."
@@ -49,24 +50,32 @@ def _note(action: str, request: HttpRequest | None, user: User) -> None:
 def _was_refused(
     *, credentials: dict[str, Any], request: HttpRequest | None = None, **_: Any
 ) -> None:
+    login_deny(
+        request=request,
+        username=str(credentials.get("username") or ""),
+        reason=Reason.INVALID_CREDENTIALS,
+        message=REFUSED,
+    )
+
+
+def login_deny(*, request: HttpRequest | None, username: str, reason: Reason, message: str) -> None:
     """A guess leaves a row whether or not the name is somebody's; many of a minute leave one."""
     if not _came_through(request):
         return
     actor = _actor(request, None)
-    typed = str(credentials.get("username") or "").replace("\0", "")[:LONGEST_NAME]
     denial = Denial(
         action=LOGIN,
-        reason="invalid_credentials",
-        message=REFUSED,
-        username=typed,
+        reason=reason,
+        message=message,
+        username=username.replace("\0", "")[:LONGEST_NAME],
         request_id=actor.request_id,
         ip_address=actor.ip_address,
         user_agent=actor.user_agent[:512],
     )
     if not denial_leave(denial, at=now()):
-        details = {"reason": denial.reason, "username": typed, "count": 1}
+        details = {"reason": denial.reason, "username": denial.username, "count": 1}
         audit_write(
-            actor=actor, action=LOGIN, details=details, success=False, error_message=REFUSED
+            actor=actor, action=LOGIN, details=details, success=False, error_message=message
         )
 
 

@@ -8,13 +8,13 @@ from uuid import UUID
 
 from security.refusals import Reason, Refusal
 
-__all__ = ["RateLimiter"]
+__all__ = ["RateLimiter", "Window"]
 
 HOUR, DAY = 3600.0, 86_400.0
 
 
 @dataclass(slots=True)
-class _Window:
+class Window:
     """Counts of the current and the previous fixed window; their blend slides."""
 
     seconds: float
@@ -52,8 +52,8 @@ class _Window:
 
 @dataclass(slots=True)
 class _Usage:
-    hour: _Window = field(default_factory=lambda: _Window(HOUR))
-    day: _Window = field(default_factory=lambda: _Window(DAY))
+    hour: Window = field(default_factory=lambda: Window(HOUR))
+    day: Window = field(default_factory=lambda: Window(DAY))
 
 
 class RateLimiter:
