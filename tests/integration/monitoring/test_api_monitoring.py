@@ -4,6 +4,8 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 from procrastinate.contrib.django.models import ProcrastinateJob
 
@@ -96,6 +98,34 @@ def test_every_list_of_a_log_bounds_time(operator, django_assert_num_queries):
     assert "OFFSET" not in statement.upper()
 
 
+@pytest.mark.parametrize(
+    ("path", "query", "order"),
+    [
+        (REQUESTS, {}, "id"),
+        (REQUESTS, {"tool": "search"}, "id"),
+        (REQUESTS, {"tenant": "acme"}, "request_time"),
+        (REQUESTS, {"server": str(UUID(int=1))}, "request_time"),
+        (AUDIT, {}, "id"),
+        (AUDIT, {"tenant": "acme"}, "timestamp"),
+        (AUDIT, {"user": str(UUID(int=1))}, "timestamp"),
+    ],
+)
+def test_a_log_is_read_along_an_index(operator, path, query, order):
+    """Of all tenants along the primary key; where an id narrows it, along that id's index."""
+    TenantFactory(slug="acme")
+    with CaptureQueriesContext(connection) as seen:
+        assert operator.get(path, query).status_code == 200
+    [listed] = [one["sql"] for one in seen if "LIMIT 51" in one["sql"]]
+    assert listed.split("ORDER BY ")[1].split(" DESC")[0].endswith(f'."{order}"')
+
+
+def test_a_tenants_log_is_read_along_its_own_index(client):
+    with CaptureQueriesContext(connection) as seen:
+        assert client.get(REQUESTS).status_code == 200
+    [listed] = [one["sql"] for one in seen if "LIMIT 51" in one["sql"]]
+    assert 'ORDER BY "request_logs"."request_time" DESC' in listed
+
+
 def test_a_request_id_tells_its_time(operator, history):
     old = history[49]
     assert ids(operator.get(REQUESTS, {"request_id": str(old.request_id)})) == [str(old.pk)]
@@ -107,10 +137,11 @@ def test_an_entry_is_found_by_its_id_alone_whatever_its_age(operator, history):
     assert operator.get(f"{REQUESTS}/{uuid4()}").status_code == 404
 
 
-def test_entries_of_the_same_moment_are_paged_by_id(operator):
-    at = now()
-    made = {str(RequestLogFactory(request_time=at).pk) for _ in range(5)}
-    page = operator.get(REQUESTS, {"page_size": 2})
+@pytest.mark.parametrize("narrowed", [{}, {"tenant": "acme"}])
+def test_entries_of_the_same_moment_are_paged_by_id(operator, narrowed):
+    at, tenant = now(), TenantFactory(slug="acme")
+    made = {str(RequestLogFactory(request_time=at, tenant_id=tenant.pk).pk) for _ in range(5)}
+    page = operator.get(REQUESTS, {"page_size": 2, **narrowed})
     seen = ids(page)
     while page.json()["next"]:
         page = operator.get(page.json()["next"])
