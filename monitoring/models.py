@@ -313,6 +313,25 @@ class RequestUsageDelta(Usage):
         return f"{self.server_id} {self.tool_name}, hour of {self.bucket:%Y-%m-%d %H:%M}"
 
 
+class RequestToolDay(models.Model):
+    """Calls of a server's tool in a day (UTC), all tenants together: what is called most."""
+
+    pk = models.CompositePrimaryKey("day", "server_id", "tool_name")
+    day = models.DateField(db_comment="In UTC.")
+    server_id = models.UUIDField(db_comment="The zero UUID: calls that reached no server.")
+    tool_name = models.CharField(max_length=255)
+    requests = models.BigIntegerField()
+    errors = models.BigIntegerField(db_comment="Calls with a status of 400 or above.")
+    sum_ms = models.FloatField(db_comment="Sum of durations, in milliseconds.")
+
+    class Meta:
+        db_table = "request_tool_days"
+        db_table_comment = "Calls of tools by day; request_usage_deltas holds what is new."
+
+    def __str__(self) -> str:
+        return f"{self.server_id} {self.tool_name}, {self.day:%Y-%m-%d}"
+
+
 class RequestUser(Seen):
     """Who of a tenant called in an hour: distinct users over any window are counted from this."""
 

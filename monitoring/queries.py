@@ -6,7 +6,7 @@ Each answers with dictionaries whose keys are the columns that the interface pro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -52,22 +52,28 @@ SELECT tenant.slug AS tenant, usage.*
  ORDER BY wanted.place
 """
 
-# One range of the primary key a tenant: the window is read, whatever the tables hold besides.
+# Whole days of all tenants; the hours before the first midnight, and what is in neither yet, by one
+# range of the primary key a tenant: the window is read, whatever the tables hold besides.
 _TOP_TOOLS = """
 WITH used AS (
     SELECT part.server_id, part.tool_name, sum(part.requests)::bigint AS requests,
            sum(part.errors)::bigint AS errors, sum(part.sum_ms) AS sum_ms
-      FROM (SELECT %(none)s::uuid AS id UNION ALL SELECT id FROM tenants) AS tenant
-     CROSS JOIN LATERAL (
-           SELECT u.server_id, u.tool_name, u.requests, u.errors, u.sum_ms
-             FROM request_usage AS u
-            WHERE u.tenant_id = tenant.id AND u.bucket >= %(since)s AND u.bucket < %(until)s
-            UNION ALL
-           SELECT d.server_id, d.tool_name, d.requests, d.errors, d.sum_ms
-             FROM request_usage_deltas AS d
-            WHERE d.tenant_id = tenant.id AND d.bucket >= %(since)s AND d.bucket < %(until)s
-           ) AS part
-     WHERE part.tool_name <> ''
+      FROM (SELECT server_id, tool_name, requests, errors, sum_ms
+              FROM request_tool_days WHERE day >= %(day)s
+             UNION ALL
+            SELECT hour.server_id, hour.tool_name, hour.requests, hour.errors, hour.sum_ms
+              FROM (SELECT %(none)s::uuid AS id UNION ALL SELECT id FROM tenants) AS tenant
+             CROSS JOIN LATERAL (
+                   SELECT u.server_id, u.tool_name, u.requests, u.errors, u.sum_ms
+                     FROM request_usage AS u
+                    WHERE u.tenant_id = tenant.id
+                      AND u.bucket >= %(since)s AND u.bucket < %(midnight)s
+                    UNION ALL
+                   SELECT d.server_id, d.tool_name, d.requests, d.errors, d.sum_ms
+                     FROM request_usage_deltas AS d
+                    WHERE d.tenant_id = tenant.id AND d.bucket >= %(since)s
+                   ) AS hour
+             WHERE hour.tool_name <> '') AS part
      GROUP BY 1, 2
      ORDER BY 3 DESC, 2 LIMIT %(limit)s
 )
@@ -133,9 +139,12 @@ def traffic_series(*, hours: int, at: datetime) -> list[Row]:
     ]
 
 
-def top_tools(*, since: datetime, until: datetime, limit: int) -> list[Row]:
-    """The tools that were called most in whole hours, with their servers; a gone server is None."""
-    window = {"since": since, "until": until, "limit": limit}
+def top_tools(*, since: datetime, limit: int) -> list[Row]:
+    """The tools that were called most from an hour until now; the server of one may be gone."""
+    midnight = datetime.combine(since.astimezone(UTC), time.min, UTC)
+    if midnight < since:
+        midnight += timedelta(days=1)
+    window = {"since": since, "midnight": midnight, "day": midnight.date(), "limit": limit}
     return fetch_rows(_TOP_TOOLS, {"none": ALL_TENANTS, **window})
 
 

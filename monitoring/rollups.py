@@ -7,7 +7,8 @@ get_tenant_usage_summary():
   tables, in the same transaction. Whoever writes is counted, late rows too, and writers never
   update a row that another one wants.
 - The worker takes deltas and adds them to `request_rollups` (five minutes, hours, days),
-  `request_usage` and `request_users` (hours). Deltas go and rollups grow in one statement.
+  `request_usage` and `request_users` (hours), `request_tool_days` (days, all tenants together).
+  Deltas go and rollups grow in one statement.
 - Readers add rollups and deltas in one statement, thus in one snapshot, and read the log itself
   only for the up to five minutes at either end of their window.
 
@@ -29,7 +30,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from psycopg import sql
 
-from monitoring.models import RequestRollup
+from monitoring.models import RequestRollup, RequestToolDay
 from monitoring.queries import ALL_TENANTS
 from registry.periodic import Stop, never
 
@@ -120,6 +121,7 @@ def _prune(minutes: int, *, before: datetime) -> int:
     if minutes == HOUR:
         for table in ("request_usage", "request_users"):
             done += _delete(table, before=before, more=sql.SQL("true"))
+        done += RequestToolDay.objects.filter(day__lt=before.date()).delete()[0]
     _advance(minutes, before)
     return done
 

@@ -164,7 +164,7 @@ def _alerts_card(alerts: Sequence[PerformanceAlert]) -> Card:
 
 def _tools(window: Window, at: datetime) -> Table:
     since = window.whole_hours(at)
-    rows = queries.top_tools(since=since, until=at, limit=TOP)
+    rows = queries.top_tools(since=since, limit=TOP)
     log = {"window": window.value}
     return Table(
         title="Most called tools",

@@ -47,7 +47,9 @@ def test_every_table_that_leads_to_a_tenant_has_a_wall() -> None:
         list(LEADING),
     )
     through_others = {"tenants", "sessions", "alert_events"}
-    assert {row[0] for row in found} | through_others == {wall.table for wall in walls()}
+    of_all_together = {"request_tool_days"}  # which the application itself may not read
+    leading = {row[0] for row in found} - of_all_together
+    assert leading | through_others == {wall.table for wall in walls()}
 
 
 def test_every_wall_is_forced_and_is_a_tables() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
@@ -20,11 +21,12 @@ from monitoring.models import (
     RequestLog,
     RequestRollup,
     RequestRollupDelta,
+    RequestToolDay,
     RequestUsage,
     RequestUser,
     RollupHorizon,
 )
-from monitoring.queries import ALL_TENANTS
+from monitoring.queries import ALL_TENANTS, top_tools
 from monitoring.rollups import rollups_compact, rollups_prune, rollups_rebuild
 from tests.factories import RequestLogFactory, TenantFactory
 from tests.partitions import one_old_partition
@@ -239,6 +241,52 @@ def test_usage_adds_up_by_server_and_tool() -> None:
     assert RequestUsage.objects.get(tenant_id=ALL_TENANTS).server_id == ALL_TENANTS
 
 
+RANKED = """
+SELECT coalesce(target_server_id, %s) AS server_id, tool_name, count(*) AS requests,
+       count(*) FILTER (WHERE status_code >= 400) AS errors, avg(duration_ms) AS avg_duration_ms
+  FROM request_logs WHERE request_time >= %s AND tool_name <> '' GROUP BY 1, 2
+"""
+tool_calls = st.fixed_dictionaries(
+    {
+        "request_time": times,
+        "tenant_id": st.sampled_from([None, A, B]),
+        "target_server_id": st.sampled_from([None, A, B]),
+        "tool_name": st.sampled_from(["", "search", "fetch"]),
+        "status_code": st.sampled_from([200, 500]),
+    }
+)
+
+
+@given(
+    made=st.lists(tool_calls, max_size=12),
+    steps=st.lists(st.integers(1, 4), max_size=12),
+    hours=st.integers(0, 50),
+)
+@MANY
+def test_tools_are_ranked_by_what_the_log_says_at_every_moment(
+    made: list[dict[str, Any]], steps: list[int], hours: int
+) -> None:
+    """From any hour on, however much of it is moved to hours and days."""
+    since = BASE + timedelta(hours=hours)
+    with undone():
+        for number, slug in ((A, "a"), (B, "b")):
+            TenantFactory(id=number, slug=slug)
+        for call, most in zip_longest(made, steps[: len(made)]):
+            log(**call).save(force_insert=True)
+            if most:
+                rows("SELECT request_rollups_compact(%s)", most)
+            found = {
+                (row["server_id"], row["tool_name"]): row
+                for row in top_tools(since=since, limit=100)
+            }
+            told = rows(RANKED, ALL_TENANTS, since)
+            assert len(found) == len(told)
+            for row in told:
+                one = found[row["server_id"], row["tool_name"]]
+                assert (one["requests"], one["errors"]) == (row["requests"], row["errors"])
+                assert one["avg_duration_ms"] == pytest.approx(row["avg_duration_ms"])
+
+
 def test_a_session_of_one_tenant_gets_its_own_figures() -> None:
     RequestLogFactory(tenant_id=A)
     RequestLogFactory(tenant_id=B)
@@ -267,7 +315,8 @@ def test_compaction_takes_at_most_what_it_is_given() -> None:
 def test_old_spans_are_pruned_and_readers_take_the_longer_ones(settings: Any) -> None:
     settings.GATEWAY_ROLLUP_FINE_DAYS, settings.GATEWAY_ROLLUP_HOURLY_DAYS = 1, 2
     for hour in range(72):
-        RequestLogFactory(tenant_id=A, user_id=B, request_time=BASE + timedelta(hours=hour))
+        at = BASE + timedelta(hours=hour)
+        RequestLogFactory(tenant_id=A, user_id=B, tool_name="search", request_time=at)
     rollups_compact()
     at = BASE + timedelta(days=3)
     assert rollups_prune(at=at) > 0
@@ -279,6 +328,8 @@ def test_old_spans_are_pruned_and_readers_take_the_longer_ones(settings: Any) ->
     assert of_tenant.filter(minutes=60).order_by("bucket")[0].bucket == kept[60]
     assert of_tenant.filter(minutes=1440).count() == 3
     assert RequestUsage.objects.count() == RequestUser.objects.count() == 48
+    tomorrow = (BASE + timedelta(days=1)).date()
+    assert RequestToolDay.objects.order_by("day").values_list("day", flat=True)[0] == tomorrow
 
     def requests(since: datetime) -> int:
         (found,) = rows("SELECT requests FROM request_figures(%s, %s, %s)", A, since, at)
@@ -293,7 +344,7 @@ def test_old_spans_are_pruned_and_readers_take_the_longer_ones(settings: Any) ->
 def test_rows_that_were_deleted_are_forgotten_by_a_rebuild() -> None:
     tomorrow = BASE + timedelta(days=1)
     for at in (BASE, BASE, tomorrow):
-        RequestLogFactory(request_time=at, user_id=B, tenant_id=A)
+        RequestLogFactory(request_time=at, user_id=B, tenant_id=A, tool_name="search")
     rollups_compact()
     RequestLog.objects.filter(request_time__lt=tomorrow).delete()
     RequestLogFactory(request_time=BASE, tenant_id=A)
@@ -304,6 +355,22 @@ def test_rows_that_were_deleted_are_forgotten_by_a_rebuild() -> None:
         assert_same(A, BASE, BASE + timedelta(days=2))
         assert_same(ALL_TENANTS, BASE, BASE + timedelta(days=2))
     assert RequestUser.objects.count() == 1
+    assert RequestToolDay.objects.get().day == tomorrow.date()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_days_of_tools_are_made_of_the_hours_that_there_are() -> None:
+    try:
+        call_command("migrate", "monitoring", "0018", verbosity=0)
+        for hours in (0, 1, 30):
+            at = BASE + timedelta(hours=hours)
+            RequestLogFactory(request_time=at, tenant_id=A, tool_name="search")
+        rows("SELECT request_rollups_compact(%s)", 2)
+    finally:
+        call_command("migrate", verbosity=0)
+    assert RequestToolDay.objects.values_list("day", "requests").get() == (BASE.date(), 2)
+    rollups_compact()
+    assert RequestToolDay.objects.count() == 2
 
 
 @pytest.mark.django_db(transaction=True)
