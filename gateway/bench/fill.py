@@ -138,7 +138,7 @@ LANGUAGE sql IMMUTABLE AS $$
 # not the oldest ones: 7919 is prime, so the multiplication deals the ranks out anew.
 _SERVERS = """
 CREATE TABLE bench.server AS
-SELECT i, 1 + (i * 7919) %% %(servers)s AS rank, bench.id('server', i) AS id,
+SELECT i, 1 + (i::bigint * 7919 %% %(servers)s)::int AS rank, bench.id('server', i) AS id,
        'server-' || i AS slug, s.tenant, bench.id('tenant', s.tenant) AS tenant_id,
        (ARRAY['http', 'http', 'http', 'http', 'http', 'http', 'http', 'sse', 'stdio',
               'websocket'])[1 + floor(10 * s.a)::int] AS transport,
