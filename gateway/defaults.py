@@ -49,7 +49,8 @@ ALERTS = (
     ),
     PerformanceAlert(
         name="Low index usage",
-        description="Less than four fifths of the reads of a large table use an index.",
+        description="Less than four fifths of the rows read of a large table since yesterday "
+        "were found by an index.",
         metric_name="index_usage_percent",
         threshold_value=80,
         comparison_operator=ComparisonOperator.LESS,
@@ -79,13 +80,14 @@ ALERTS = (
     ),
     PerformanceAlert(
         name="Many failing calls",
-        description="More than one in twenty calls of the last minutes failed.",
+        description="More than one in twenty calls of the last minutes failed, of twenty or more.",
         metric_name="error_rate",
         threshold_value=0.05,
     ),
     PerformanceAlert(
         name="Slow calls",
-        description="One in twenty calls of the last minutes took longer than five seconds.",
+        description="One in twenty calls of the last minutes took longer than five seconds, of "
+        "twenty or more.",
         metric_name="p95_duration_ms",
         threshold_value=5000,
     ),
@@ -141,6 +143,13 @@ ALERTS = (
         description="A periodic task has failed and has not gone well since.",
         metric_name="failed_tasks",
         threshold_value=0,
+    ),
+    PerformanceAlert(
+        name="Late tasks",
+        description="A periodic task has been due for five minutes, or its run gives no sign of "
+        "life: are there enough workers?",
+        metric_name="task_late_seconds",
+        threshold_value=300,
     ),
     PerformanceAlert(
         name="Invalid indexes",

@@ -26,6 +26,7 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from monitoring import services
 from monitoring.alerts.history import alert_preview
+from monitoring.alerts.metrics import LEAST_CALLS, choices, unknown
 from monitoring.models import (
     AlertEvent,
     AlertEventKind,
@@ -412,10 +413,29 @@ RULE_FIELDS = {
 PREVIEW = "_preview"
 
 
+class MetricField(forms.ChoiceField):
+    """One of the metrics that there are; another name is told what is near it."""
+
+    def validate(self, value: str) -> None:
+        forms.Field.validate(self, value)
+        if not self.valid_value(value):
+            raise ValidationError(unknown(value), code="invalid_choice")
+
+
 class PerformanceAlertForm(CheckedModelForm):
     """Sent by the button Preview it counts as not valid: shown again as typed, never saved."""
 
     is_preview: ClassVar[bool] = False
+    metric_name = MetricField(widget=UnfoldAdminSelectWidget())
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        stored = self.instance.metric_name
+        # From before names were checked: the rest of such an alert can be edited still.
+        is_gone = stored and unknown(stored)
+        gone = [(stored, f"{stored}: there is no such metric")] if is_gone else []
+        field = cast("MetricField", self.fields["metric_name"])
+        field.choices = [("", "Select value"), *choices(), *gone]
 
     def is_valid(self) -> bool:
         return super().is_valid() and not self.is_preview
@@ -477,7 +497,9 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
                     "would_have_fired",
                     "notification_channels",
                 ),
-                "description": "The metric is one of the view performance_monitoring.",
+                "description": "The metric is one of the view performance_monitoring. Of fewer "
+                f"than {LEAST_CALLS} calls in the last minutes, error_rate and p95_duration_ms "
+                "say nothing.",
             },
         ),
         (
@@ -567,6 +589,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
             "firing": "danger",
             "acknowledged": "warning",
             "no data": "warning",
+            "too few calls": "success",
             "pending": "info",
             "ok": "success",
             "not evaluated": "default",

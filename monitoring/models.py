@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from monitoring.alerts.channels import check_channels
+from monitoring.alerts.metrics import metric_of
 from monitoring.alerts.rules import Rule
 from monitoring.retention.tables import relation_of
 from monitoring.retention.target import target_of
@@ -444,6 +445,7 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
     # What one evaluation leaves for the next one, see monitoring.alerts.rules.Standing.
     pending_since = models.DateTimeField(null=True, blank=True, editable=False)
     clear_since = models.DateTimeField(null=True, blank=True, editable=False)
+    unmeasured_since = models.DateTimeField(null=True, blank=True, editable=False)
     no_data_since = models.DateTimeField(null=True, blank=True, editable=False)
     last_measured = models.DateTimeField(null=True, blank=True, editable=False)
     last_value = models.FloatField(null=True, blank=True, editable=False)
@@ -470,14 +472,14 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
     def __str__(self) -> str:
         return self.name
 
-    def rule(self, *, ceiling: float | None = None) -> Rule:
+    def rule(self) -> Rule:
         """The condition as the evaluator takes it."""
         return Rule(
             operator=self.comparison_operator,
             threshold=self.threshold_value,
             duration=timedelta(minutes=self.duration_minutes),
             cooldown=timedelta(minutes=self.cooldown_minutes),
-            ceiling=ceiling,
+            ceiling=metric_of(self.metric_name).ceiling,
         )
 
     @property
@@ -489,7 +491,7 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
 
     @property
     def state(self) -> str:
-        """off, firing, acknowledged, no data, pending, ok or not evaluated."""
+        """off, firing, acknowledged, no data, not evaluated, too few calls, pending or ok."""
         if not self.is_active:
             return "off"
         if self.is_triggered:
@@ -498,6 +500,8 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
             return "no data"
         if self.last_measured is None:
             return "not evaluated"
+        if self.last_value is None:
+            return "too few calls"
         return "pending" if self.pending_since is not None else "ok"
 
 
@@ -760,12 +764,21 @@ class MaterializedView(UUIDModel, TimestampedModel):
 
 
 class DatabaseSizeSnapshot(UUIDModel, TimestampedModel):
-    """What one table weighed on one day; partitions are summed into their parent."""
+    """What one table weighed on one day, and what had been read of it.
+
+    Partitions are summed into their parent. Of sizes the day's last reading counts.
+    """
 
     taken_on = models.DateField(help_text="The day, in UTC.")
     table_name = models.CharField(max_length=63)
     total_size = models.PositiveBigIntegerField(help_text="Bytes, with indexes and TOAST.")
     row_estimate = models.PositiveBigIntegerField()
+    rows_by_index = models.PositiveBigIntegerField(
+        null=True, help_text="Read by index, ever, as of the day's first reading."
+    )
+    rows_by_scan = models.PositiveBigIntegerField(
+        null=True, help_text="Read without an index, ever, as of the day's first reading."
+    )
 
     class Meta:
         db_table = "database_size_snapshots"

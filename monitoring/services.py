@@ -6,7 +6,6 @@ Each change leaves an audit entry. The logs have writers of their own: `monitori
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from monitoring.alerts.channels import (
 )
 from monitoring.alerts.events import event_record
 from monitoring.alerts.figures import Reading
+from monitoring.alerts.metrics import rule_faults, unknown
 from monitoring.audit import Actor, audit_write
 from monitoring.models import (
     AlertEventKind,
@@ -50,10 +50,12 @@ __all__ = [
 
 VIEW_REFRESH = "view_refresh"  # the queue's name for refreshing one view
 
-_METRIC = re.compile(r"[a-z][a-z0-9_]*")
 # What makes another rule of a rule, and what an evaluation remembers of the one before.
-_CONDITION = {"server", "metric_name", "threshold_value", "comparison_operator"}
-_MEMORY = ("pending_since", "clear_since", "no_data_since", "last_measured", "last_value")
+_CONDITION = ("server_id", "metric_name", "threshold_value", "comparison_operator")
+_MEMORY = (
+    "pending_since", "clear_since", "unmeasured_since", "no_data_since", "last_measured",
+    "last_value",
+)  # fmt: skip
 
 Row = TypeVar("Row", bound=models.Model)
 
@@ -62,7 +64,9 @@ def alert_create(*, actor: Actor, **fields: Any) -> PerformanceAlert:
     """Watch a metric of `performance_monitoring`. ValidationError names what does not fit."""
     _check_channels(fields)
     alert = PerformanceAlert(**_secrets_apart(fields, stored=None))
-    _check_alert(alert)
+    alert.clean_fields()
+    _check_metric(alert)
+    _check_condition(alert)
     return _insert(alert, actor=actor, action="alert.create")
 
 
@@ -76,8 +80,10 @@ def alert_update(*, actor: Actor, alert: PerformanceAlert, **changes: Any) -> Pe
         held = PerformanceAlert.objects.select_for_update(of=("self",)).get(pk=alert.pk)
         changes = _secrets_apart(changes, stored=held.channel_secrets)
         current = _change(alert, changes, actor=actor, action="alert.update")
-        _check_alert(current)
-        if _CONDITION & changes.keys():
+        if condition := _changed_condition(held, current):
+            if "metric_name" in condition:
+                _check_metric(current)
+            _check_condition(current)
             _look_anew(current)
         if held.is_active and not current.is_active:
             _switch_off(current, at=current.updated_at)
@@ -201,6 +207,11 @@ def _secrets_apart(fields: Mapping[str, Any], *, stored: Sealed | None) -> dict[
     return {**fields, "notification_channels": shown, "channel_secrets": secrets}
 
 
+def _changed_condition(before: PerformanceAlert, after: PerformanceAlert) -> set[str]:
+    """A rule that could never fire, from before this was checked, stays as it is until changed."""
+    return {name for name in _CONDITION if getattr(before, name) != getattr(after, name)}
+
+
 def _look_anew(alert: PerformanceAlert) -> None:
     """Forget how long the former condition held, or could not be measured."""
     forgotten = dict.fromkeys(_MEMORY)
@@ -218,8 +229,12 @@ def _switch_off(alert: PerformanceAlert, *, at: datetime) -> None:
         event_record(alert=alert, kind=AlertEventKind.RESOLVED, reading=reading, at=at)
 
 
-def _check_alert(alert: PerformanceAlert) -> None:
-    if not _METRIC.fullmatch(alert.metric_name):
-        raise ValidationError(
-            {"metric_name": "Write the name of a metric of performance_monitoring: snake_case."}
-        )
+def _check_metric(alert: PerformanceAlert) -> None:
+    if words := unknown(alert.metric_name):
+        raise ValidationError({"metric_name": words})
+
+
+def _check_condition(alert: PerformanceAlert) -> None:
+    of_server = alert.server_id is not None
+    if faults := rule_faults(alert.metric_name, alert.rule(), of_server=of_server):
+        raise ValidationError(faults)

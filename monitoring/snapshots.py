@@ -12,13 +12,26 @@ from psycopg import errors, sql
 __all__ = ["size_snapshot_take", "statement_snapshot_take"]
 
 _TAKE_SIZES = """
-    INSERT INTO database_size_snapshots
-        (id, taken_on, table_name, total_size, row_estimate, created_at, updated_at)
+    WITH reads AS (
+        SELECT coalesce(root.relname, s.relname)::text AS table_name,
+               sum(s.idx_tup_fetch)::bigint AS by_index, sum(s.seq_tup_read)::bigint AS by_scan
+        FROM pg_stat_user_tables s
+        LEFT JOIN pg_class root ON root.oid = pg_partition_root(s.relid)
+        WHERE s.schemaname = current_schema()
+        GROUP BY 1
+    )
+    INSERT INTO database_size_snapshots AS kept
+        (id, taken_on, table_name, total_size, row_estimate, rows_by_index, rows_by_scan,
+         created_at, updated_at)
     SELECT gen_random_uuid(), (now() AT TIME ZONE 'UTC')::date, d.table_name, d.total_size,
-           d.row_estimate, now(), now()
+           d.row_estimate, coalesce(r.by_index, 0), coalesce(r.by_scan, 0), now(), now()
     FROM database_size_summary d
+    LEFT JOIN reads r USING (table_name)
     ON CONFLICT (table_name, taken_on) DO UPDATE
-    SET total_size = excluded.total_size, row_estimate = excluded.row_estimate, updated_at = now()
+    SET total_size = excluded.total_size, row_estimate = excluded.row_estimate,
+        rows_by_index = coalesce(kept.rows_by_index, excluded.rows_by_index),
+        rows_by_scan = coalesce(kept.rows_by_scan, excluded.rows_by_scan),
+        updated_at = now()
 """
 
 # Counters that went down were reset in between: then all that they show is new.
@@ -58,7 +71,10 @@ _TAKE_STATEMENTS = """
 
 @transaction.atomic
 def size_snapshot_take() -> int:
-    """Keep today's size of every table (the last reading of a day counts); how many tables."""
+    """Keep today's size of every table, and what was read of it so far; how many tables.
+
+    The day's last reading of the size counts, and its first one of what was read.
+    """
     with connection.cursor() as cursor:
         cursor.execute(_TAKE_SIZES)
         return int(cursor.rowcount)

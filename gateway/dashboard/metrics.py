@@ -21,7 +21,7 @@ WRITTEN = {
     "bytes": byte_size,
 }
 # Units that the metric's name has said already.
-COUNTED = {"breakers", "connections", "requests", "rows", "tasks"}
+COUNTED = {"breakers", "calls", "connections", "requests", "rows", "tasks"}
 # Where the rows behind a metric are listed, by the admin's names of pages.
 ROWS = {
     "requests_per_minute": ("admin:monitoring_requestlogentry_changelist", "?window=1"),
@@ -35,6 +35,7 @@ ROWS = {
     "table_growth_percent": ("admin:database", "#tables"),
     "dead_rows": ("admin:database", "#tables"),
     "failed_tasks": ("admin:monitoring_scheduledtask_changelist", ""),
+    "task_late_seconds": ("admin:monitoring_scheduledtask_changelist", ""),
 }
 ELSEWHERE = ("admin:database", "#measured-now")
 NAMES = {
@@ -45,6 +46,7 @@ NAMES = {
     "pool_utilisation_percent": "pool utilisation",
     "replication_lag_seconds": "replication lag",
     "longest_transaction_seconds": "longest transaction",
+    "task_late_seconds": "latest task",
     "database_size_bytes": "database size",
 }
 
@@ -98,8 +100,8 @@ class Problem:
 
 
 def problems(figures: Iterable[Measured]) -> list[Problem]:
-    """The critical ones first; one a metric."""
-    out = [one for one in figures if one.status != "ok"]
+    """The critical ones first; one a metric. Late tasks are told by the tasks themselves."""
+    out = [one for one in figures if one.status != "ok" and one.metric != "task_late_seconds"]
     by_metric: dict[str, list[Measured]] = {}
     for one in out:
         by_metric.setdefault(one.metric, []).append(one)

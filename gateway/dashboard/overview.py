@@ -148,15 +148,29 @@ def _firing() -> list[PerformanceAlert]:
 
 def _alerts_card(alerts: Sequence[PerformanceAlert]) -> Card:
     names = [alert.name for alert in alerts]
-    note = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
     looked_at = names or PerformanceAlert.objects.exclude(last_measured=None).exists()
+    idle = "no rule fires" if looked_at else "no rule was evaluated: start a worker"
+    note = _some(names) or idle
     return Card(
         title="Firing alerts",
         value=str(len(names)) if looked_at else NOTHING,
-        note=note or ("no rule fires" if looked_at else "no rule was evaluated: start a worker"),
+        note=f"{note}{_soon()}",
         url=_list("monitoring_performancealert", is_triggered__exact=1),
         is_alarm=bool(names),
     )
+
+
+def _soon() -> str:
+    """Rules whose condition holds, not for long enough yet."""
+    pending = PerformanceAlert.objects.filter(
+        is_active=True, is_triggered=False, pending_since__isnull=False
+    )
+    names = list(pending.order_by("pending_since", "name").values_list("name", flat=True)[:50])
+    return f"; pending: {_some(names)}" if names else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 # --------------------------------------------------------------------------- traffic

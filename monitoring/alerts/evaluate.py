@@ -7,7 +7,7 @@ standing it was decided on; whoever finds that standing unchanged has won and wr
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,7 +28,7 @@ _READ_OF_SERVER = ("server__slug", "server__tenant__slug")
 _READ = (
     "name", "description", "metric_name", "threshold_value", "comparison_operator",
     "duration_minutes", "cooldown_minutes", "severity", "notification_channels", "updated_at",
-    "last_measured", *(field.name for field in fields(Standing)),
+    *(field.name for field in fields(Standing)),
 )  # fmt: skip
 
 # Rows that an editor or another pass holds are left for the next pass. `updated_at` stays: it
@@ -63,9 +63,9 @@ def alerts_evaluate(*, at: datetime) -> int:
         return 0
     figures = Figures.read()
     failed: DatabaseError | None = None
-    readings = {}
+    readings = {alert.pk: _reading(figures, alert) for alert in alerts}
     for alert in alerts:
-        readings[alert.pk] = reading = _reading(figures, alert)
+        reading = readings[alert.pk]
         try:
             _look(alert, reading, at)
         except DatabaseError as error:
@@ -90,13 +90,9 @@ def _reading(figures: Figures, alert: PerformanceAlert) -> Reading:
 
 def _look(alert: PerformanceAlert, reading: Reading, at: datetime) -> None:
     before = Standing(**{field.name: getattr(alert, field.name) for field in fields(Standing)})
-    after, changes = step(
-        alert.rule(ceiling=reading.ceiling),
-        before,
-        value=reading.value,
-        last_measured=alert.last_measured,
-        at=at,
-    )
+    rule = replace(alert.rule(), counts=reading.counts)
+    value = reading.value if reading.counts else 0.0  # there is one, whatever it is
+    after, changes = step(rule, before, value=value, at=at)
     if after != before:
         _change(alert, before, after, changes, reading, at)
 
@@ -126,8 +122,7 @@ def _change(
     if unchanged.update(**new) != 1:
         return
     for change in changes:
-        event = event_record(alert=alert, kind=AlertEventKind(change), reading=reading, at=at)
-        logger.info("%s", event.message)
+        event_record(alert=alert, kind=AlertEventKind(change), reading=reading, at=at)
 
 
 def _of_servers(alerts: list[PerformanceAlert], readings: dict[Any, Reading]) -> set[Extremes]:
@@ -140,10 +135,11 @@ def _of_servers(alerts: list[PerformanceAlert], readings: dict[Any, Reading]) ->
 
 
 def _remember(alerts: list[PerformanceAlert], readings: dict[Any, Reading], at: datetime) -> None:
+    """Without a value where it was measured and says nothing."""
     measured = [
-        (alert.pk, value, alert.rule().holds(value))
+        (alert.pk, reading.value, reading.value is not None and alert.rule().holds(reading.value))
         for alert in alerts
-        if (value := readings[alert.pk].value) is not None
+        if (reading := readings[alert.pk]).value is not None or not reading.counts
     ]
     if not measured:
         return

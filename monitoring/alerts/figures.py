@@ -15,25 +15,21 @@ from typing import NamedTuple
 
 from django.db import connection
 
+from monitoring.alerts.metrics import RECENT_CALLS, metric_of
 from monitoring.alerts.rules import Rule
 
 __all__ = [
     "ALL",
     "EVERYTHING",
-    "ZERO_WHEN_ABSENT",
     "Extremes",
     "Figures",
     "Reading",
     "Row",
-    "ceiling_of",
 ]
 
 ALL = "all"
 EVERYTHING = ""  # stands for every subject together in the history
 NOTHING = "there is nothing to measure now"
-# Of these the view lists a server only while there is something to count: no row is a zero.
-ZERO_WHEN_ABSENT = frozenset({"open_breakers", "pool_utilisation_percent", "queue_depth"})
-CEILINGS = {"ratio": 1.0, "percent": 100.0}
 MOST_PARTS = 5
 
 _READ = "SELECT metric, subject, value, unit FROM performance_monitoring"
@@ -56,26 +52,16 @@ class Extremes(NamedTuple):
     highest: float
 
 
-def ceiling_of(metric: str) -> float | None:
-    """What a metric can be at most, where there is nothing but its name to tell its unit."""
-    if metric.endswith("_percent"):
-        return CEILINGS["percent"]
-    return CEILINGS["ratio"] if metric.endswith(("_ratio", "_rate")) else None
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a rule is held against; `why` says why there is no value."""
+    """What a rule is held against; `why` says why there is no value, or none that counts."""
 
     value: float | None
     unit: str = ""
     subject: str = ""
     why: str = ""
+    counts: bool = True  # False: it was measured, of too little to say anything
     parts: tuple[Row, ...] = ()  # single subjects beyond the threshold, the worst first
-
-    @property
-    def ceiling(self) -> float | None:
-        return CEILINGS.get(self.unit)
 
 
 @dataclass(slots=True)
@@ -124,6 +110,11 @@ class Figures:
             cursor.execute(_READ)
             return cls(cursor.fetchall())
 
+    def calls(self) -> float | None:
+        """How many calls the figures of calls are made of."""
+        found = self._metrics.get(RECENT_CALLS)
+        return found.values.get(ALL) if found else None
+
     def extremes(self) -> Iterator[Extremes]:
         """Of each metric that is measured, over every subject."""
         for name, metric in self._metrics.items():
@@ -135,6 +126,10 @@ class Figures:
         found = self._metrics.get(metric)
         if found is None:
             return Reading(None, why=f"performance_monitoring has no metric '{metric}' now")
+        calls, least = self.calls(), metric_of(metric).least_calls
+        if calls is not None and calls < least:
+            why = f"only {calls:g} calls came in lately, and less than {least} say nothing"
+            return Reading(None, found.unit, server or ALL, why, counts=False)
         return _furthest(found, rule) if server is None else _of_server(found, metric, server)
 
 
@@ -143,7 +138,8 @@ def _of_server(found: _Metric, metric: str, server: str) -> Reading:
         return Reading(row.value, row.unit, server)
     if server in found.values:
         return Reading(None, found.unit, server, NOTHING)
-    if metric in ZERO_WHEN_ABSENT:
+    # Of such a metric the view lists a server only while there is something to count.
+    if metric_of(metric).of_servers:
         return Reading(0.0, found.unit, server)
     return Reading(None, found.unit, server, f"'{metric}' is not measured for this server now")
 

@@ -8,14 +8,15 @@ against the past.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from django.db import connection
 
 from monitoring.alerts.events import server_subject
-from monitoring.alerts.figures import EVERYTHING, Extremes, ceiling_of
+from monitoring.alerts.figures import EVERYTHING, Extremes
+from monitoring.alerts.metrics import RECENT_CALLS, metric_of
 from monitoring.alerts.rules import Change, Rule, Standing, step
 from monitoring.models import MetricSnapshot, PerformanceAlert
 
@@ -54,6 +55,7 @@ class Point:
     at: datetime
     lowest: float
     highest: float
+    counts: bool = True  # False: of too few calls to say anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +107,24 @@ def history_keep(extremes: Iterable[Extremes], *, at: datetime) -> None:
 def alert_preview(alert: PerformanceAlert, *, at: datetime) -> Preview:
     """What the alert's rule, as it is now, would have made of the last week."""
     subject = server_subject(alert.server) if alert.server else EVERYTHING
-    kept = MetricSnapshot.objects.filter(
-        metric=alert.metric_name, subject=subject, bucket__gt=at - LOOK_BACK, bucket__lte=at
+    least, calls = metric_of(alert.metric_name).least_calls, dict[datetime, float]()
+    if least:
+        kept = _kept(RECENT_CALLS, EVERYTHING, at)
+        calls = {bucket: highest for bucket, _, highest in kept}
+    points = [
+        # Of before calls were counted everything counts.
+        Point(bucket, lowest, highest, calls.get(bucket, least) >= least)
+        for bucket, lowest, highest in _kept(alert.metric_name, subject, at)
+    ]
+    return Preview(points[0].at if points else None, tuple(would_have_fired(alert.rule(), points)))
+
+
+def _kept(metric: str, subject: str, at: datetime) -> Iterable[tuple[datetime, float, float]]:
+    """(Beginning, lowest, highest) of each five minutes of the last week."""
+    rows = MetricSnapshot.objects.filter(
+        metric=metric, subject=subject, bucket__gt=at - LOOK_BACK, bucket__lte=at
     )
-    rows = kept.order_by("bucket").values_list("bucket", "lowest", "highest")
-    points = [Point(*row) for row in rows]
-    rule = alert.rule(ceiling=ceiling_of(alert.metric_name))
-    return Preview(points[0].at if points else None, tuple(would_have_fired(rule, points)))
+    return rows.order_by("bucket").values_list("bucket", "lowest", "highest")
 
 
 def would_have_fired(rule: Rule, points: Iterable[Point]) -> list[Firing]:
@@ -121,18 +134,17 @@ def would_have_fired(rule: Rule, points: Iterable[Point]) -> list[Firing]:
     a little less; five minutes without a point break off what was not for long enough.
     """
     standing, firings = Standing(), list[Firing]()
-    measured: datetime | None = None
     for at, point in _without_gaps(points):
         value = None if point is None else _furthest(rule, point)
-        standing, changes = step(rule, standing, value=value, last_measured=measured, at=at)
+        held = replace(rule, counts=point is None or point.counts)
+        standing, changes = step(held, standing, value=value, at=at)
         if value is None:
             continue
-        measured = at
         if Change.TRIGGERED in changes:
             firings.append(Firing(at, None, value))
         elif Change.RESOLVED in changes:
             firings[-1] = Firing(firings[-1].since, at, firings[-1].worst)
-        elif standing.is_triggered:
+        elif standing.is_triggered and held.counts:
             firings[-1] = Firing(firings[-1].since, None, _worse(rule, firings[-1].worst, value))
     return firings
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from monitoring.alerts.events import server_subject
-from monitoring.alerts.figures import ZERO_WHEN_ABSENT
+from monitoring.alerts.metrics import RECENT_CALLS, metric_of
 from monitoring.alerts.rules import CLEAR_AT_LEAST
 from monitoring.models import PerformanceAlert
 
@@ -47,11 +47,17 @@ def _rule(alert: PerformanceAlert) -> dict[str, Any]:
 
 
 def _expression(alert: PerformanceAlert) -> str:
+    least = metric_of(alert.metric_name).least_calls
+    enough = f" and on() max({METRIC_PREFIX}{RECENT_CALLS}) >= {least}" if least else ""
+    return _condition(alert) + enough
+
+
+def _condition(alert: PerformanceAlert) -> str:
     name = METRIC_PREFIX + alert.metric_name
     operator, threshold = alert.comparison_operator, _number(alert.threshold_value)
     if alert.server is not None:
         series = f"{name}{{subject={_quoted(server_subject(alert.server))}}}"
-        if alert.metric_name in ZERO_WHEN_ABSENT:
+        if metric_of(alert.metric_name).of_servers:
             series = f"(sum({series}) or vector(0))"
         return f"{series} {operator} {threshold}"
     if operator == "==":

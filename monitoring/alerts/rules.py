@@ -6,8 +6,8 @@
   what is left to 100 % where the figure ends there. In between, a firing alert goes on firing.
 - While it fires and nobody has acknowledged it, it reminds every `cooldown`; 0: never.
 - Without a value it neither triggers nor resolves. That there is none is said after a quarter of
-  an hour (figures of the last minutes come and go with the traffic), at once when there never
-  was one.
+  an hour of looks: figures come and go with the traffic, and on a new database they come one after
+  another.
 """
 
 from __future__ import annotations
@@ -45,20 +45,29 @@ class Change(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A condition over one figure; `ceiling` is the most that the figure can be, if there is."""
+    """A condition over one figure; `ceiling` is the most that the figure can be, if there is.
+
+    Where the figure `counts` for nothing, as of too few calls, it never holds and is always clear.
+    """
 
     operator: str
     threshold: float
     duration: timedelta
     cooldown: timedelta
     ceiling: float | None = None
+    counts: bool = True
 
     def holds(self, value: float) -> bool:
-        return _COMPARE[self.operator](value, self.threshold)
+        return self.counts and _COMPARE[self.operator](value, self.threshold)
 
     def clear(self, value: float) -> bool:
         """Whether the value is far enough on the good side for a firing alert to resolve."""
-        return not _COMPARE[self.operator](value, self._clear_limit())
+        return not (self.counts and _COMPARE[self.operator](value, self._clear_limit()))
+
+    def can_hold(self, lowest: float, highest: float) -> bool:
+        """Whether some value between these, both included, fulfils the condition."""
+        nearest = min(max(self.threshold, lowest), highest)
+        return any(map(self.holds, (lowest, nearest, highest)))
 
     def _clear_limit(self) -> float:
         margin = abs(self.threshold) * HYSTERESIS
@@ -78,6 +87,7 @@ class Standing:
     is_triggered: bool = False
     pending_since: datetime | None = None  # the condition holds, not yet for long enough
     clear_since: datetime | None = None  # fires, and the value is clear, not yet for long enough
+    unmeasured_since: datetime | None = None  # the first look of those without a value
     no_data_since: datetime | None = None  # when the lack of a value was said
     first_triggered: datetime | None = None  # the beginning of the present or last firing
     last_notification: datetime | None = None
@@ -93,20 +103,14 @@ class Standing:
 Outcome = tuple[Standing, tuple[Change, ...]]
 
 
-def step(
-    rule: Rule,
-    before: Standing,
-    *,
-    value: float | None,
-    last_measured: datetime | None,
-    at: datetime,
-) -> Outcome:
+def step(rule: Rule, before: Standing, *, value: float | None, at: datetime) -> Outcome:
     """The standing after a look at `at`, and what changed, in order.
 
-    `value` is None where nothing could be measured, `last_measured` when something last could.
+    `value` is None where nothing could be measured.
     """
     if value is None:
-        return _unmeasured(rule, before, last_measured, at)
+        return _unmeasured(rule, before, at)
+    before = replace(before, unmeasured_since=None)
     changes: tuple[Change, ...] = ()
     if before.no_data_since is not None:
         before, changes = replace(before, no_data_since=None), (Change.MEASURED,)
@@ -115,13 +119,11 @@ def step(
     return after, (*changes, *more)
 
 
-def _unmeasured(
-    rule: Rule, before: Standing, last_measured: datetime | None, at: datetime
-) -> Outcome:
-    after = replace(before, pending_since=None, clear_since=None)
+def _unmeasured(rule: Rule, before: Standing, at: datetime) -> Outcome:
+    since = before.unmeasured_since or at
+    after = replace(before, pending_since=None, clear_since=None, unmeasured_since=since)
     changes: tuple[Change, ...] = ()
-    overdue = last_measured is None or at - last_measured >= NO_DATA_AFTER
-    if before.no_data_since is None and overdue:
+    if before.no_data_since is None and at - since >= NO_DATA_AFTER:
         after, changes = replace(after, no_data_since=at), (Change.NO_DATA,)
     if not after.is_triggered:
         return after, changes

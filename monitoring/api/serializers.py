@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.utils.timezone import now
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from monitoring.alerts.channels import channel_public, check_channels
 from monitoring.alerts.history import Preview
+from monitoring.alerts.metrics import METRICS
 from monitoring.models import (
     CHANNELS_HELP,
     AlertEvent,
@@ -60,9 +62,21 @@ class ChannelsField(SafeJSONField):
         return [channel_public(channel) for channel in channels]
 
 
+# Not an enumeration by itself: an alert from before names were checked shows another one.
+@extend_schema_field(
+    {"anyOf": [{"type": "string", "enum": list(METRICS)}, {"type": "string", "maxLength": 63}]}
+)
+class MetricField(serializers.CharField):
+    """A metric's name; which there are, the service knows."""
+
+
 class PerformanceAlertSerializer(serializers.ModelSerializer[PerformanceAlert]):
     server = OwnServerField(
         required=False, allow_null=True, help_text="Null: all servers, for operators only."
+    )
+    metric_name = MetricField(
+        max_length=63,
+        help_text="; ".join(f"`{one.name}`: {one.about}" for one in METRICS.values()),
     )
     threshold_value = FiniteFloatField()
     notification_channels = ChannelsField(
@@ -70,7 +84,8 @@ class PerformanceAlertSerializer(serializers.ModelSerializer[PerformanceAlert]):
     )
     state = serializers.CharField(
         read_only=True,
-        help_text="off, firing, acknowledged, no data, pending, ok or not evaluated.",
+        help_text="off, firing, acknowledged, no data, not evaluated, too few calls, pending or "
+        "ok.",
     )
 
     class Meta:
@@ -203,8 +218,11 @@ class MaterializedViewSerializer(serializers.ModelSerializer[MaterializedView]):
 
 
 class ScheduledTaskSerializer(serializers.ModelSerializer[ScheduledTask]):
-    state = serializers.CharField(
-        read_only=True, help_text="running, queued, paused, failed, cut off, ok or not run yet."
+    state = serializers.SerializerMethodField(
+        help_text="running, queued, paused, late, failed, cut off, ok or not run yet."
+    )
+    is_late = serializers.SerializerMethodField(
+        help_text="Due, or without a sign of life, for more than a minute."
     )
     last_outcome = serializers.ChoiceField(
         choices=TaskOutcome.choices, read_only=True, allow_blank=True, help_text="Empty: none yet."
@@ -213,12 +231,18 @@ class ScheduledTaskSerializer(serializers.ModelSerializer[ScheduledTask]):
     class Meta:
         model = ScheduledTask
         fields = [
-            "id", "name", "description", "schedule", "unit", "state", "is_paused", "next_run",
-            "running_since", "claimed_by", "last_started", "last_finished", "last_duration_ms",
-            "last_outcome", "last_count", "last_error", "runs", "failures", "failures_in_a_row",
-            "created_at", "updated_at",
+            "id", "name", "description", "schedule", "unit", "state", "is_late", "is_paused",
+            "next_run", "running_since", "claimed_by", "last_started", "last_finished",
+            "last_duration_ms", "last_outcome", "last_count", "last_error", "runs", "failures",
+            "failures_in_a_row", "created_at", "updated_at",
         ]  # fmt: skip
         read_only_fields = sorted(set(fields) - {"is_paused"})
+
+    def get_state(self, task: ScheduledTask) -> str:
+        return task.state_at(now())
+
+    def get_is_late(self, task: ScheduledTask) -> bool:
+        return task.is_late(now())
 
 
 class AuditLogSerializer(serializers.ModelSerializer[AuditLogEntry]):

@@ -47,6 +47,12 @@ def test_firings(minutes, values, wanted) -> None:
     assert spans(would_have_fired(rule(minutes=minutes), points(*values))) == wanted
 
 
+def test_five_minutes_of_too_few_calls_fire_nothing_and_end_a_firing() -> None:
+    quiet = [Point(AT + number * BUCKET, 0.0, 99.0, counts=False) for number in range(2, 5)]
+    assert would_have_fired(rule(), quiet) == []
+    assert spans(would_have_fired(rule(), [*points(11, 12), *quiet])) == [(0, 3, 12)]
+
+
 def test_of_each_five_minutes_the_value_furthest_along_counts() -> None:
     low = [Point(AT, 0.95, 0.99), Point(AT + BUCKET, 0.5, 0.99), Point(AT + 2 * BUCKET, 1.0, 1.0)]
     found = would_have_fired(rule("<", 0.9, ceiling=1.0), low)

@@ -59,11 +59,10 @@ histories = st.lists(
 
 def watch(rule: Rule, history) -> list[Look]:
     """Look after look; somebody acknowledges now and then, just after a look."""
-    at, standing, measured, looks = START, Standing(), None, []
+    at, standing, looks = START, Standing(), []
     for value, pause, answered in history:
         at += pause
-        standing, changes = step(rule, standing, value=value, last_measured=measured, at=at)
-        measured = measured if value is None else at
+        standing, changes = step(rule, standing, value=value, at=at)
         looks.append(Look(at, value, standing, changes))
         if answered and standing.is_triggered:
             standing = replace(standing, acknowledged_at=at)
@@ -146,15 +145,16 @@ def test_reminders_keep_their_distance_and_end_with_an_acknowledgement(rule, his
 
 @given(rules(), histories)
 def test_without_a_value_nothing_triggers_or_resolves_and_soon_it_is_said(rule, history):
-    measured = None
+    since = None
     for look in watch(rule, history):
         if look.value is not None:
-            measured = look.at
+            since = None
             assert look.standing.no_data_since is None
             continue
+        since = since or look.at
         assert not {Change.TRIGGERED, Change.RESOLVED} & set(look.changes)
         assert look.standing.pending_since is None
-        silent = measured is None or look.at - measured >= NO_DATA_AFTER
+        silent = look.at - since >= NO_DATA_AFTER
         assert (look.standing.no_data_since is not None) == silent
 
 
@@ -266,6 +266,27 @@ def test_a_firing_alert_that_loses_its_figure_goes_on_firing_and_reminding():
     assert looks[-1].standing.is_triggered
 
 
-def test_what_never_was_measured_says_so_at_once():
-    [look] = steady([None], rule())
-    assert look.changes == (Change.NO_DATA,)
+def test_what_is_measured_within_a_quarter_of_an_hour_was_never_missing():
+    assert changes(steady([None] * 30 + [0] + [None] * 30 + [0], rule())) == []
+    assert changes(steady([None] * 31, rule())) == [Change.NO_DATA]
+
+
+def test_a_figure_of_too_few_calls_neither_fires_nor_goes_on_firing():
+    few = replace(rule(duration=timedelta(0)), counts=False)
+    assert changes(steady([100] * 5, few)) == []
+    fires = Standing(is_triggered=True, first_triggered=START)
+    after, told = step(few, fires, value=100.0, at=START)
+    assert told == ()
+    assert step(few, after, value=100.0, at=START + CLEAR_AT_LEAST)[1] == (Change.RESOLVED,)
+
+
+@pytest.mark.parametrize(
+    ("operator", "threshold", "can"),
+    [
+        (">", 1.0, False), (">", 0.99, True), (">=", 1.0, True), (">=", 1.1, False),
+        ("<", 0.0, False), ("<", 0.1, True), ("<=", 0.0, True), ("==", 5.0, False),
+        ("==", 0.5, True),
+    ],
+)  # fmt: skip
+def test_whether_a_rule_can_hold_at_all(operator, threshold, can):
+    assert Rule(operator, threshold, LOOK, HOUR).can_hold(0.0, 1.0) is can

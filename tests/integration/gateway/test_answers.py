@@ -114,9 +114,9 @@ def test_the_overview_does_not_call_unevaluated_alerts_quiet(client: Client) -> 
     cards = {card.title: card for card in client.get("/admin/").context["cards"]}
     assert cards["Firing alerts"].note == "no rule was evaluated: start a worker"
     assert cards["Firing alerts"].value != "0"
-    PerformanceAlertFactory(last_measured=now())
+    PerformanceAlertFactory(name="waits", last_measured=now(), pending_since=now())
     cards = {card.title: card for card in client.get("/admin/").context["cards"]}
     assert (cards["Firing alerts"].note, cards["Firing alerts"].value) == (
-        "no rule fires",
+        "no rule fires; pending: waits",
         "0",
     )

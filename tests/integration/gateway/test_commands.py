@@ -43,6 +43,7 @@ ALERTED = {
     "wraparound_percent": (">", 40),
     "partition_days_ahead": ("<", 3),
     "failed_tasks": (">", 0),
+    "task_late_seconds": (">", 300),
     "invalid_indexes": (">", 0),
     "rollup_lag_seconds": (">", 300),
     "spooled_log_rows": (">", 0),
@@ -53,7 +54,7 @@ ALERTED = {
 def test_init_db_makes_the_defaults_once_and_keeps_what_was_changed(capsys):
     call_command("init_db")
     assert (
-        "1 tenant(s), 4 role group(s), 18 alert(s), 9 retention policies, 3 materialised"
+        "1 tenant(s), 4 role group(s), 19 alert(s), 9 retention policies, 3 materialised"
         in capsys.readouterr().out
     )
     alerts = PerformanceAlert.objects.all()

@@ -317,7 +317,8 @@ def test_an_alert_is_made_changed_and_removed_through_the_services(admin_client)
     ("change", "words"),
     [
         ({"name": "taken"}, "already exists"),
-        ({"metric_name": "No metric!"}, "snake_case"),
+        ({"metric_name": "slow_statements"}, "Did you mean slow_statement_ms?"),
+        ({"metric_name": "error_rate", "threshold_value": "5"}, "so > 5 never holds"),
         ({"notification_channels": '{"a": 1}'}, "list of channels"),
         ({"threshold_value": "much"}, "Enter a number"),
     ],
@@ -345,7 +346,7 @@ def test_a_rule_is_held_against_the_past_before_it_is_saved(admin_client, is_new
         ({}, "Would have fired once since"),
         ({"threshold_value": "5000"}, "Would not have fired since"),
         ({"name": ""}, "Would have fired once since"),
-        ({"metric_name": "of_nobody"}, "Nothing is remembered of this metric yet."),
+        ({"metric_name": "dead_rows"}, "Nothing is remembered of this metric yet."),
     ):
         text = admin_client.post(page, {**ALERT, **typed, "_preview": ""}).text
         assert f"Not saved yet. With these values: {told}" in text
@@ -356,6 +357,17 @@ def test_a_rule_is_held_against_the_past_before_it_is_saved(admin_client, is_new
     assert "With these values" not in text
     assert list(PerformanceAlert.objects.values()) == kept
     assert not AuditLog.objects.exists()
+
+
+def test_a_metric_is_chosen_and_one_of_before_is_kept(admin_client):
+    add = reverse("admin:monitoring_performancealert_add")
+    assert '<optgroup label="Servers">' in admin_client.get(add).text
+    gone = PerformanceAlertFactory(metric_name="of_nobody")
+    page = reverse("admin:monitoring_performancealert_change", args=[gone.pk])
+    assert "of_nobody: there is no such metric" in admin_client.get(page).text
+    form = {**ALERT, "metric_name": "of_nobody", "name": "kept"}
+    assert admin_client.post(page, form).status_code == 302
+    assert PerformanceAlert.objects.get().name == "kept"
 
 
 HOOK = {"type": "webhook", "url": "https://8.8.8.8/alerts", "secret": "secret-4711"}
@@ -403,8 +415,9 @@ def test_the_history_of_an_alert_is_a_read_only_list(admin_client):
     ("fields", "words"),
     [
         ({}, "not evaluated"),
-        ({"last_measured": now()}, "ok"),
-        ({"last_measured": now(), "pending_since": now()}, "pending"),
+        ({"last_measured": now(), "last_value": 1}, "ok"),
+        ({"last_measured": now(), "last_value": 1, "pending_since": now()}, "pending"),
+        ({"last_measured": now()}, "too few calls"),
         ({"no_data_since": now()}, "no data"),
         ({"is_triggered": True, "first_triggered": now()}, "firing"),
         ({"is_triggered": True, "acknowledged_at": now()}, "acknowledged"),

@@ -6,14 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
+from django.conf import settings
 from django.urls import reverse
 from django.utils.timezone import now
 
 from gateway.defaults import defaults_ensure
 from gateway.models import CircuitBreaker
 from monitoring.alerts.evaluate import alerts_evaluate
-from monitoring.alerts.figures import CEILINGS, ceiling_of
 from monitoring.alerts.history import BUCKET, alert_preview, history_keep
+from monitoring.alerts.metrics import METRICS
 from monitoring.models import DataRetentionPolicy, MetricSnapshot, PerformanceAlert
 from monitoring.queries import performance_metrics
 from monitoring.retention.run import policies_run
@@ -66,9 +67,19 @@ def test_old_figures_go_by_the_default_policy() -> None:
     assert MetricSnapshot.objects.get().bucket > now() - 30 * DAY
 
 
-def test_a_metrics_name_tells_its_ceiling_as_its_unit_does() -> None:
-    for row in performance_metrics():
-        assert ceiling_of(row["metric"]) == CEILINGS.get(row["unit"]), row["metric"]
+def test_the_metrics_are_those_of_the_view_within_its_units() -> None:
+    rows = performance_metrics()
+    # A database without standbys has no row of theirs.
+    assert {row["metric"] for row in rows} | {"replication_lag_seconds"} == METRICS.keys()
+    for row in rows:
+        wanted = {"ratio": 1.0, "percent": 100.0}.get(row["unit"])
+        if row["metric"] != "table_growth_percent":  # twice as large is 200 %
+            assert METRICS[row["metric"]].ceiling == wanted, row["metric"]
+
+
+def test_what_is_watched_is_in_the_guide() -> None:
+    guide = (settings.BASE_DIR / "docs/alerts.md").read_text(encoding="utf-8")
+    assert [name for name in METRICS if f"`{name}`" not in guide] == []
 
 
 # ---------------------------------------------------------------- previews
@@ -91,6 +102,15 @@ def test_a_rule_is_held_against_the_last_week() -> None:
     began = AT.replace(minute=0)
     assert since == [began - 5 * DAY + 10 * MINUTE, began - DAY + 10 * MINUTE]
     assert str(found).startswith("Would have fired 2 times since 2026-06-10 11:55 UTC: 06-10 12:10")
+
+
+def test_a_preview_leaves_out_what_too_few_calls_say() -> None:
+    alert = PerformanceAlertFactory(metric_name="error_rate", duration_minutes=0)
+    for number, calls in enumerate((19.0, 20.0, 19.0)):
+        at = AT + number * BUCKET
+        history_keep([("error_rate", "", 0.0, 0.5), ("recent_calls", "", 0.0, calls)], at=at)
+    found = alert_preview(alert, at=AT + 3 * BUCKET).firings
+    assert [firing.since for firing in found] == [AT.replace(minute=5)]
 
 
 def test_a_preview_of_a_server_knows_that_server_alone() -> None:
@@ -131,7 +151,7 @@ def test_the_rules_of_prometheus_are_those_of_the_rows() -> None:
         "a": {"metric_name": "dead_rows", "threshold_value": 1e6, "description": "Many {{ x }}"},
         "b": {"metric_name": "cache_hit_ratio", "threshold_value": 0.9, "comparison_operator": "<"},
         "c": {"server": server, "comparison_operator": "<=", "duration_minutes": 0},
-        "d": {"server": server, "metric_name": "error_rate", "threshold_value": 0.05},
+        "d": {"metric_name": "error_rate", "threshold_value": 0.05},
         "e": {"metric_name": "failed_tasks", "threshold_value": 2, "comparison_operator": "=="},
         "off": {"is_active": False},
     }
@@ -142,7 +162,7 @@ def test_the_rules_of_prometheus_are_those_of_the_rows() -> None:
         "a": "max(mcp_gateway_dead_rows) > 1000000",
         "b": "min(mcp_gateway_cache_hit_ratio) < 0.9",
         "c": '(sum(mcp_gateway_open_breakers{subject="acme/mail"}) or vector(0)) <= 0',
-        "d": 'mcp_gateway_error_rate{subject="acme/mail"} > 0.05',
+        "d": "max(mcp_gateway_error_rate) > 0.05 and on() max(mcp_gateway_recent_calls) >= 20",
         "e": "count(mcp_gateway_failed_tasks == 2) > 0",
     }
     assert (found["a"]["for"], found["a"]["keep_firing_for"]) == ("5m", "5m")

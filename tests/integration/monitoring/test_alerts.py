@@ -13,6 +13,7 @@ from django.utils.timezone import now
 
 from gateway.models import CircuitBreaker
 from monitoring.alerts import channels
+from monitoring.alerts.deliver import alert_notify
 from monitoring.alerts.evaluate import alerts_evaluate
 from monitoring.alerts.figures import Figures
 from monitoring.alerts.rules import Change, Rule
@@ -21,11 +22,19 @@ from monitoring.models import (
     AlertEventKind,
     AuditLog,
     PerformanceAlert,
+    RequestLog,
+    RequestRollupDelta,
     StatementSnapshot,
 )
 from monitoring.services import alert_acknowledge, alert_create, alert_update
 from registry.audit import Actor
-from tests.factories import MCPServerFactory, PerformanceAlertFactory, TenantFactory, UserFactory
+from tests.factories import (
+    MCPServerFactory,
+    PerformanceAlertFactory,
+    RequestLogFactory,
+    TenantFactory,
+    UserFactory,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -129,21 +138,61 @@ def test_an_alert_on_one_server_looks_at_that_server_alone():
     ("fields", "words"),
     [
         ({"metric_name": "no_such_metric"}, "has no metric 'no_such_metric'"),
-        ({"metric_name": "error_rate"}, "nothing to measure"),
+        ({"metric_name": "table_growth_percent"}, "nothing to measure"),
         ({"metric_name": "cache_hit_ratio", "on_server": True}, "not measured for this server"),
     ],
 )
 def test_what_cannot_be_measured_says_so_and_is_not_green(fields, words):
     if fields.pop("on_server", False):
         fields["server"] = MCPServerFactory()
-    row = alert(**fields)
-    alerts_evaluate(at=now())
+    row, at = alert(**fields), now()
+    alerts_evaluate(at=at)
+    alerts_evaluate(at=at + 14 * MINUTE)
+    row.refresh_from_db()
+    assert (row.state, kinds()) == ("not evaluated", []), "a new database measures one by one"
+    alerts_evaluate(at=at + 15 * MINUTE)
+    alerts_evaluate(at=at + 16 * MINUTE)
     row.refresh_from_db()
     assert (row.state, row.is_triggered) == ("no data", False)
     event = AlertEvent.objects.get()
     assert (event.kind, event.value) == ("no_data", None)
     assert words in event.message
     assert jobs() == []  # a figure that is missing wakes nobody up unless a channel asks for it
+
+
+def test_a_failed_call_among_few_is_no_error_rate():
+    row, at = alert(metric_name="error_rate", threshold_value=0.05), now()
+    alerts_evaluate(at=at)
+    row.refresh_from_db()
+    assert (row.state, row.last_measured) == ("too few calls", at), "without a call, too"
+    RequestLogFactory.create_batch(18)
+    RequestLogFactory(status_code=502)
+    RequestLogFactory.create_batch(9, status_code=401)  # strangers
+    alerts_evaluate(at=at + MINUTE)
+    row.refresh_from_db()
+    assert (row.state, row.last_value, kinds()) == ("too few calls", None, [])
+    RequestLogFactory(status_code=502)
+    alerts_evaluate(at=at + 2 * MINUTE)
+    row.refresh_from_db()
+    assert (row.state, row.last_value) == ("firing", pytest.approx(0.1))
+    RequestLog.objects.all().delete()
+    RequestRollupDelta.objects.all().delete()
+    for minutes in (3, 5):
+        alerts_evaluate(at=at + minutes * MINUTE)
+    assert kinds() == ["triggered", "resolved"]
+    told = AlertEvent.objects.get(kind="resolved").message
+    assert "is over: only 0 calls came in lately, and less than 20 say nothing" in told
+
+
+def test_a_firing_is_in_the_log_once(caplog):
+    MCPServerFactory()
+    breakers("open")
+    alert(name="breakers")
+    with caplog.at_level("INFO", logger="monitoring.alerts"):
+        alerts_evaluate(at=now())
+        for job in jobs():
+            alert_notify(event_id=job["event_id"], channel=job["channel"], at=now())
+    assert [record.getMessage().count("breakers fires") for record in caplog.records] == [1]
 
 
 def test_a_slow_statement_is_told_with_its_text():
@@ -201,7 +250,7 @@ def test_the_row_furthest_along_the_operator_decides():
     rows = [("m", "all", 50, "percent"), ("m", "a", 70, "percent"), ("m", "b", 20, "percent")]
     assert reading(rows).subject == "a"
     low = reading(rows, operator="<", threshold=60)
-    assert (low.value, low.subject, low.ceiling) == (20, "b", 100.0)
+    assert (low.value, low.subject) == (20, "b")
     assert [part.subject for part in low.parts] == ["b"]
     assert reading(rows, operator="==", threshold=20).subject == "b"
     assert reading(rows, operator="==", threshold=1).subject == "all"
@@ -272,6 +321,44 @@ def test_a_secret_is_kept_apart_encrypted_and_only_for_its_address():
     gone.refresh_from_db()
     assert gone.channel_secrets is None
     assert HOOK["secret"] not in str(list(AuditLog.objects.values_list("details", flat=True)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"metric_name": "eror_rate"}, "metric_name", "'eror_rate'. Did you mean error_rate"),
+        ({"metric_name": "Slow statement ms"}, "metric_name", "Did you mean slow_statement_ms"),
+        ({"metric_name": "zz"}, "metric_name", "'zz'. docs/alerts.md and the API's schema list"),
+        ({"metric_name": "error_rate", "threshold_value": 5}, "threshold_value",
+         "error_rate lies between 0 and 1, so > 5 never holds."),
+        ({"threshold_value": 0, "comparison_operator": "<"}, "threshold_value",
+         "open_breakers is never below 0, so < 0 never holds."),
+        ({"metric_name": "error_rate", "threshold_value": 0.5, "on_server": True}, "server",
+         "error_rate is measured of the whole gateway only"),
+    ],
+)  # fmt: skip
+def test_a_rule_that_could_never_fire_is_refused_in_words(fields, field, words):
+    if fields.pop("on_server", False):
+        fields["server"] = MCPServerFactory()
+    with pytest.raises(ValidationError) as refusal:
+        made(**fields)
+    assert words in " ".join(refusal.value.message_dict[field])
+    row = made()
+    with pytest.raises(ValidationError):
+        alert_update(actor=ACTOR, alert=row, **fields)
+    assert list(PerformanceAlert.objects.values_list("metric_name", "threshold_value")) == [
+        ("open_breakers", 0.0)
+    ]
+
+
+def test_a_stored_rule_of_no_metric_can_be_edited_but_not_into_another():
+    row = alert(metric_name="of_nobody", server=MCPServerFactory())
+    alert_update(actor=ACTOR, alert=row, severity="info", metric_name="of_nobody")
+    alert_update(actor=ACTOR, alert=row, threshold_value=7.0)
+    with pytest.raises(ValidationError, match="no metric"):
+        alert_update(actor=ACTOR, alert=row, metric_name="of_nobody_else")
+    row.refresh_from_db()
+    assert (row.severity, row.threshold_value, row.metric_name) == ("info", 7.0, "of_nobody")
 
 
 def test_an_alert_that_is_switched_off_no_longer_seems_to_fire():

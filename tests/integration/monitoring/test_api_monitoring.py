@@ -210,7 +210,10 @@ ALERT = {"name": "many errors", "metric_name": "error_rate", "threshold_value": 
 
 def test_an_alert_is_made_changed_and_removed(client):
     server = MCPServerFactory(tenant=client.key.tenant)
-    made = client.post(ALERTS, ALERT | {"server": str(server.pk)}, format="json")
+    own = {"metric_name": "queue_depth", "server": str(server.pk)}
+    refused = client.post(ALERTS, ALERT | own | {"metric_name": "error_rate"}, format="json")
+    assert refused.json()["server"][0].endswith("or queue_depth.")
+    made = client.post(ALERTS, ALERT | own, format="json")
     assert made.status_code == 201, made.content
     path = f"{ALERTS}/{made.json()['id']}"
     changed = client.patch(path, {"threshold_value": 0.1, "comparison_operator": ">="}, "json")
@@ -238,6 +241,7 @@ def test_an_alert_is_on_an_own_server_only(client):
     ("change", "field"),
     [
         ({"metric_name": "Not a metric"}, "metric_name"),
+        ({"metric_name": "error_rate", "threshold_value": 5}, "threshold_value"),
         ({"threshold_value": 1e999}, "threshold_value"),
         ({"threshold_value": "nan"}, "threshold_value"),
         ({"comparison_operator": "!="}, "comparison_operator"),

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from django.urls import reverse
+from django.utils.timezone import now
 
 from monitoring import schedule
-from monitoring.models import AuditLog, ScheduledTask
+from monitoring.models import AuditLog, ScheduledTask, TaskOutcome
 from monitoring.schedule import (
     LEASE,
     QUEUED,
@@ -206,6 +207,19 @@ def test_an_operator_has_a_task_run_pauses_and_resumes_it() -> None:
     client.patch(f"{LIST}/{found.pk}", {"is_paused": False}, format="json")
     actions = list(AuditLog.objects.order_by("id").values_list("action", flat=True))
     assert actions == ["periodic_task.run", "periodic_task.update", "periodic_task.update"]
+
+
+def test_who_asks_the_api_is_told_what_is_late() -> None:
+    ScheduledTaskFactory(name="due", next_run=now() - timedelta(seconds=50))
+    ScheduledTaskFactory(name="late", next_run=now() - timedelta(seconds=70))
+    failed = {"next_run": now() - timedelta(hours=1), "last_outcome": TaskOutcome.FAILED}
+    ScheduledTaskFactory(name="failed", **failed)
+    found = client_of(None).get(LIST).json()["results"]
+    assert {each["name"]: (each["state"], each["is_late"]) for each in found} == {
+        "due": ("not run yet", False),
+        "late": ("late", True),
+        "failed": ("failed", True),
+    }
 
 
 def test_nothing_but_the_pause_can_be_changed() -> None:
