@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, ClassVar, TypeVar, cast
@@ -11,11 +12,13 @@ from uuid import UUID
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote
+from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth import get_permission_codename
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.forms import SimpleArrayField
 from django.core.exceptions import ValidationError
 from django.db import DataError, IntegrityError, OperationalError, models, transaction
+from django.forms.fields import InvalidJSONInput
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
 from django.urls import NoReverseMatch, reverse
@@ -33,6 +36,7 @@ from registry.admin_keyset import SLACK, KeysetList
 from registry.audit import Actor, audit_write
 from registry.db.encryption import DecryptionError
 from registry.db.ids import time_of
+from registry.db.jsonb import UNSTORABLE, is_storable
 from registry.db.partitions import NOWHERE, is_about_partitions
 
 __all__ = [
@@ -164,6 +168,42 @@ class CommaSeparatedWidget(UnfoldAdminTextInputWidget):  # type: ignore[misc]
         super().__init__({"placeholder": "Separate with commas", **(attrs or {})})
 
 
+class SafeJSONField(forms.JSONField):
+    """Any JSON but what `jsonb` refuses; that is shown again as it was typed."""
+
+    default_error_messages = {"unstorable": UNSTORABLE}
+
+    def to_python(self, value: Any) -> Any:
+        try:
+            found = super().to_python(value)
+        except (RecursionError, ValueError):  # too deep; a number of thousands of digits
+            found = math.inf
+        if not is_storable(found):
+            raise ValidationError(self.error_messages["unstorable"], code="unstorable")
+        return found
+
+    def bound_data(self, data: Any, initial: Any) -> Any:
+        try:
+            self.to_python(data)
+        except ValidationError:
+            return None if data is None else InvalidJSONInput(data)
+        return super().bound_data(data, initial)
+
+
+class RowSelect(AutocompleteSelect):
+    """Looks for no row of an id that is none, which PostgreSQL would refuse."""
+
+    def optgroups(self, name: str, value: Any, attrs: Any = None) -> Any:
+        return super().optgroups(name, [one for one in value if self._is_id(one)], attrs)
+
+    def _is_id(self, text: str) -> bool:
+        try:
+            self.field.target_field.to_python(text)
+        except ValidationError:
+            return False
+        return True
+
+
 class CheckedModelForm(forms.ModelForm):  # type: ignore[type-arg]
     """Reports as form errors what the database or a service would refuse after the form.
 
@@ -254,7 +294,10 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
     formfield_overrides = {
         ArrayField: {"widget": CommaSeparatedWidget},
         models.TextField: {"widget": UnfoldAdminTextareaWidget({"rows": 3})},
-        models.JSONField: {"widget": UnfoldAdminTextareaWidget({"rows": 4})},
+        models.JSONField: {
+            "form_class": SafeJSONField,
+            "widget": UnfoldAdminTextareaWidget({"rows": 4}),
+        },
     }
     audit_noun = ""
     audit_hidden: tuple[str, ...] = ()
@@ -271,6 +314,13 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
             entry.validators = [*known, *(check for check in checks if check not in known)]
             field.error_messages["item_invalid"] = "Entry %(nth)s:"
         return field
+
+    def formfield_for_foreignkey(
+        self, db_field: Any, request: HttpRequest | None, **kwargs: Any
+    ) -> Any:
+        if db_field.name in self.autocomplete_fields:
+            kwargs["widget"] = RowSelect(db_field, self.admin_site)
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         try:

@@ -9,10 +9,9 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.fields import empty
 
-__all__ = ["FiniteFloatField", "LocalTimeField", "NamesARow", "SafeJSONField"]
+from registry.db.jsonb import UNSTORABLE, is_storable
 
-# A backslash and "ud800" in JSON is a lone half of a character: jsonb and UTF-8 know no such thing.
-SURROGATES = range(0xD800, 0xE000)
+__all__ = ["FiniteFloatField", "LocalTimeField", "NamesARow", "SafeJSONField"]
 
 
 class FiniteFloatField(serializers.FloatField):
@@ -46,24 +45,12 @@ class NamesARow(serializers.RelatedField[Any, Any, Any]):
 
 
 class SafeJSONField(serializers.JSONField):
-    """Any JSON but what `jsonb` refuses: NUL characters, half characters, infinite numbers."""
+    """Any JSON but what `jsonb` refuses."""
 
-    default_error_messages = {
-        "unstorable": "Leave out NUL characters, unpaired surrogates and infinite numbers."
-    }
+    default_error_messages = {"unstorable": UNSTORABLE}
 
     def to_internal_value(self, data: Any) -> Any:
         value = super().to_internal_value(data)
-        if not _storable(value):
+        if not is_storable(value):
             self.fail("unstorable")
         return value
-
-
-def _storable(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(_storable(key) and _storable(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_storable, value))
-    if isinstance(value, str):
-        return "\0" not in value and not any(ord(character) in SURROGATES for character in value)
-    return not isinstance(value, float) or math.isfinite(value)
