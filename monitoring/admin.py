@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any, ClassVar, cast
 from uuid import UUID
@@ -25,6 +26,7 @@ from unfold.contrib.filters.admin import (
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from monitoring import services
+from monitoring.alerts.channels import channel_public
 from monitoring.alerts.history import alert_preview
 from monitoring.alerts.metrics import LEAST_CALLS, choices, unknown
 from monitoring.models import (
@@ -478,6 +480,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         "last_notification",
         "history",
         "would_have_fired",
+        "channels_shown",
     )
     fieldsets = (
         (
@@ -546,7 +549,9 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: PerformanceAlert | None = None) -> Any:
         fieldsets = super().get_fieldsets(request, obj)
-        return fieldsets if obj else fieldsets[:-1]
+        if obj is None:
+            return fieldsets[:-1]
+        return fieldsets if self.has_change_permission(request, obj) else _with_masks(fieldsets)
 
     def get_form(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         form = super().get_form(request, *args, **kwargs)
@@ -607,6 +612,10 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     def history(self, alert: PerformanceAlert) -> str:
         return link_to_list("monitoring_alertevent", "events", alert__id__exact=alert.pk)
 
+    @display(description="notification channels")
+    def channels_shown(self, alert: PerformanceAlert) -> str:
+        return json.dumps([channel_public(one) for one in alert.notification_channels])
+
     @display(description="in the last week")
     def would_have_fired(self, alert: PerformanceAlert) -> str:
         if typed := getattr(alert, "preview", None):
@@ -622,6 +631,15 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         held = f" for {alert.duration_minutes} min" if alert.duration_minutes else ""
         comparison = f"{alert.comparison_operator} {alert.threshold_value:g}"
         return f"{alert.metric_name} {comparison}{held}"
+
+
+def _with_masks(fieldsets: Any) -> list[Any]:
+    """For readers: a webhook's path is often its secret."""
+    shown = {"notification_channels": "channels_shown"}  # a line of several fields is no key
+    return [
+        (title, {**options, "fields": [shown.get(field, field) for field in options["fields"]]})
+        for title, options in fieldsets
+    ]
 
 
 @admin.register(AlertEvent)

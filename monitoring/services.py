@@ -6,7 +6,7 @@ Each change leaves an audit entry. The logs have writers of their own: `monitori
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -16,8 +16,10 @@ from django.db import models, transaction
 from django.db.models import F, Q
 
 from monitoring.alerts.channels import (
+    Channel,
     addresses_check,
     channel_public,
+    channels_whole,
     check_channels,
     secrets_split,
 )
@@ -62,6 +64,7 @@ Row = TypeVar("Row", bound=models.Model)
 
 def alert_create(*, actor: Actor, **fields: Any) -> PerformanceAlert:
     """Watch a metric of `performance_monitoring`. ValidationError names what does not fit."""
+    fields = _channels_whole(fields, of=None)
     _check_channels(fields)
     alert = PerformanceAlert(**_secrets_apart(fields, stored=None))
     alert.clean_fields()
@@ -75,6 +78,7 @@ def alert_update(*, actor: Actor, alert: PerformanceAlert, **changes: Any) -> Pe
 
     A changed condition is counted from anew; switched off, it is over.
     """
+    changes = _channels_whole(changes, of=alert)
     _check_channels(changes)  # looks up names: before any row is locked
     with transaction.atomic():
         held = PerformanceAlert.objects.select_for_update(of=("self",)).get(pk=alert.pk)
@@ -187,6 +191,19 @@ def _delete(row: models.Model, *, actor: Actor, action: str) -> bool:
     audit_write(actor=actor, action=action, resource=held, details={"name": str(held)})
     held.delete()
     return True
+
+
+def _channels_whole(fields: Mapping[str, Any], *, of: PerformanceAlert | None) -> dict[str, Any]:
+    """The fields with stored URLs in place of what is shown of them to readers."""
+    if "notification_channels" not in fields:
+        return dict(fields)
+    stored: Iterable[Channel] = ()
+    if of is not None:  # as it is stored: a form has put its own values into the row
+        stored = PerformanceAlert.objects.values_list("notification_channels", flat=True).get(
+            pk=of.pk
+        )
+    whole = channels_whole(fields["notification_channels"], stored=stored)
+    return {**fields, "notification_channels": whole}
 
 
 def _check_channels(fields: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@
 Each may name the `events` that it is told; without, those of `TOLD`. A webhook's secret signs
 what is sent. It is kept apart and encrypted; in the list stands `HIDDEN` in its place, and who
 sends that back keeps the secret. The path of a webhook is often a secret, too: who may not change
-an alert sees its host (`channel_public`).
+an alert sees its host and a sign for the rest (`channel_public`), which stands for the stored one
+when it is sent back.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ __all__ = [
     "channel_key",
     "channel_label",
     "channel_public",
+    "channels_whole",
     "check_channels",
     "secrets_split",
     "told",
@@ -49,6 +51,7 @@ __all__ = [
 Channel = Mapping[str, Any]
 
 HIDDEN = "not shown"
+MASK = "not-shown-"  # begins what stands for the path of a webhook
 EVENTS = ("triggered", "reminded", "resolved", "acknowledged", "no_data", "measured")
 TOLD = ("triggered", "reminded", "resolved")
 MOST_CHANNELS = 20
@@ -135,6 +138,29 @@ def _check_webhook(channel: Channel) -> None:
         )
 
 
+def channels_whole(channels: Any, *, stored: Iterable[Channel]) -> Any:
+    """The channels with the stored URL where `channel_public`'s is given.
+
+    ValidationError for such a one that none of the stored has. What does not look like a channel
+    stays as it is.
+    """
+    known = {channel_public(one)["url"]: one["url"] for one in stored if "url" in one}
+    whole, faults = [], []
+    for number, channel in enumerate(channels if isinstance(channels, list) else [], 1):
+        url = channel.get("url") if isinstance(channel, dict) else None
+        if isinstance(url, str) and f"/{MASK}" in url:
+            channel = {**channel, "url": known.get(url, url)}
+            if url not in known:
+                faults.append(
+                    f"Channel {number}: '{url}' is shown in place of a URL that this alert does "
+                    "not have; write the whole URL."
+                )
+        whole.append(channel)
+    if faults:
+        raise ValidationError({"notification_channels": faults})
+    return whole if isinstance(channels, list) else channels
+
+
 def addresses_check(channels: Iterable[Channel]) -> None:
     """ValidationError for a webhook to an address that may not be connected to.
 
@@ -206,10 +232,13 @@ def channel_key(channel: Channel) -> str:
 
 
 def channel_public(channel: Channel) -> dict[str, Any]:
-    """What everybody may see: of a webhook's URL no path and no query."""
+    """What everybody may see: for a webhook's path and query stands a sign that tells it apart."""
     shown = dict(channel)
     if "url" in shown:
-        shown["url"] = urlsplit(shown["url"])._replace(path="/", query="").geturl()
+        parts = urlsplit(shown["url"])
+        if parts.path.strip("/") or parts.query:
+            sign = channel_key(channel).removeprefix("webhook-")
+            shown["url"] = parts._replace(path=f"/{MASK}{sign}", query="").geturl()
     return shown
 
 

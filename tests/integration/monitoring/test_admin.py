@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.contrib.admin import site
+from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -39,6 +40,7 @@ from tests.factories import (
     PerformanceAlertFactory,
     RequestLogFactory,
     SessionFactory,
+    UserFactory,
 )
 from tests.schema import seed
 
@@ -330,6 +332,39 @@ def test_an_alert_that_does_not_fit_is_refused_in_words(admin_client, change, wo
     assert PerformanceAlert.objects.count() == 1
 
 
+WEBHOOK = r'[{"type": "webhook", "url": "https://a.example/%s"}]'
+
+
+@pytest.mark.parametrize("extra", [{}, {"_preview": ""}])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"server": "zz"}, "is not a valid UUID"),
+        ({"server": "a\0"}, "Null characters are not allowed"),
+        ({"name": "a\0"}, "Null characters are not allowed"),
+        ({"metric_name": "a\0"}, "There is no metric"),
+        ({"notification_channels": "[" * 5000}, "nested more than 32 deep"),
+        ({"notification_channels": "[" * 40 + "]" * 40}, "nested more than 32 deep"),
+        ({"notification_channels": f"[{'9' * 5000}]"}, "Leave out"),
+        ({"notification_channels": WEBHOOK % r"\u0000"}, "Leave out NUL characters"),
+        ({"notification_channels": WEBHOOK % r"\ud800"}, "unpaired surrogates"),
+        ({"notification_channels": r'[{"type": "log", "\ud800": 1}]'}, "unpaired surrogates"),
+    ],
+)
+def test_what_postgresql_cannot_hold_is_an_error_of_the_form(admin_client, change, words, extra):
+    page = reverse("admin:monitoring_performancealert_add")
+    answer = admin_client.post(page, {**ALERT, **change, **extra})
+    assert (answer.status_code, words in html.unescape(answer.text)) == (200, True)
+    if "notification_channels" in change:
+        assert change["notification_channels"] in html.unescape(answer.text), "shown as typed"
+    assert not PerformanceAlert.objects.exists()
+
+
+def test_a_link_to_a_form_may_name_no_server(admin_client):
+    page = reverse("admin:monitoring_performancealert_add")
+    assert admin_client.get(f"{page}?server=zz").status_code == 200
+
+
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_rule_is_held_against_the_past_before_it_is_saved(admin_client, is_new):
     for minutes in range(0, 60, 5):
@@ -388,6 +423,28 @@ def test_an_operator_edits_a_rule_without_seeing_or_losing_its_secret(admin_clie
     alert.refresh_from_db()
     assert alert.channel_secrets.open() == {HOOK["url"]: HOOK["secret"]}
     assert len(alert.notification_channels) == 2
+
+
+def test_who_may_only_look_at_a_rule_sees_no_path_of_a_webhook(admin_client, client):
+    add = reverse("admin:monitoring_performancealert_add")
+    form = {**ALERT, "notification_channels": json.dumps([HOOK])}
+    assert admin_client.post(add, form).status_code == 302
+    page = reverse(
+        "admin:monitoring_performancealert_change", args=[PerformanceAlert.objects.get().pk]
+    )
+    reader = UserFactory(is_staff=True, tenant=None)
+    reader.user_permissions.set(Permission.objects.filter(codename="view_performancealert"))
+    client.force_login(reader)
+    shown = html.unescape(client.get(page).text)
+    assert HOOK["url"] not in shown
+    [masked] = re.findall(r"https://8\.8\.8\.8/not-shown-\w+", shown)
+    sent = json.dumps([HOOK | {"url": masked, "secret": "not shown"}, {"type": "log"}])
+    assert admin_client.post(page, {**form, "notification_channels": sent}).status_code == 302
+    alert = PerformanceAlert.objects.get()
+    assert [one.get("url") for one in alert.notification_channels] == [HOOK["url"], None]
+    sent = sent.replace("not-shown-", "not-shown-0")
+    refused = admin_client.post(page, {**form, "notification_channels": sent})
+    assert "write the whole URL" in errors_of(refused)
 
 
 def test_the_history_of_an_alert_is_a_read_only_list(admin_client):
@@ -470,6 +527,9 @@ POLICY = {
         ({"table_name": "users"}, "not one of the available choices"),
         ({"date_column": "timestamp"}, "request_time"),
         ({"conditions": "[1]"}, "Write an object"),
+        ({"conditions": '{"a":' * 5000}, "nested more than 32 deep"),
+        ({"conditions": r'{"path": {"=": "\ud800"}}'}, "unpaired surrogates"),
+        ({"conditions": r'{"path": {"=": "\u0000"}}'}, "NUL characters"),
         ({"name": "taken"}, "already exists"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -237,6 +238,13 @@ def test_an_alert_is_on_an_own_server_only(client):
         assert (answer.status_code, answer.json().keys()) == (400, {"server"})
 
 
+def deep(levels):
+    found = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -250,6 +258,8 @@ def test_an_alert_is_on_an_own_server_only(client):
         ({"duration_minutes": 2**31}, "duration_minutes"),
         ({"notification_channels": {"a": 1}}, "notification_channels"),
         ({"notification_channels": ["nul\0"]}, "notification_channels"),
+        ({"notification_channels": ["\ud800"]}, "notification_channels"),
+        ({"notification_channels": deep(500)}, "notification_channels"),
         ({"name": None}, "name"),
     ],
 )
@@ -297,16 +307,39 @@ def test_a_webhooks_secret_is_written_and_never_shown(operator):
     for answer in (made, changed, operator.get(path), operator.get(ALERTS), operator.get(AUDIT)):
         assert HOOK["secret"] not in answer.content.decode()
     reader = client_of(None, scopes=["read", "metrics"])
-    assert reader.get(path).json()["notification_channels"] == [
-        HOOK | {"url": "https://8.8.8.8/", "secret": "not shown"},
-        {"type": "log"},
-    ]
+    masked, _ = reader.get(path).json()["notification_channels"]
+    assert masked | {"url": HOOK["url"]} == HOOK | {"secret": "not shown"}
+    assert re.fullmatch(r"https://8\.8\.8\.8/not-shown-[0-9a-f]{16}", masked["url"])
     for answer in (reader.get(ALERTS), operator.get(AUDIT)):
         assert HOOK["url"] not in answer.text, "the path is often a secret"
-        assert '"https://8.8.8.8/"' in answer.text
+        assert masked["url"] in answer.text
     elsewhere = [shown[0] | {"url": "https://8.8.4.4/"}]
     refused = operator.patch(path, {"notification_channels": elsewhere}, "json")
     assert "no secret is stored" in refused.json()["notification_channels"][0]
+
+
+def test_what_readers_see_of_a_webhook_can_be_sent_back_and_keeps_it(operator):
+    hooks = [HOOK, {"type": "webhook", "url": "https://8.8.8.8/?token=2"}]
+    made = operator.post(ALERTS, ALERT | {"notification_channels": hooks}, format="json")
+    path = f"{ALERTS}/{made.json()['id']}"
+    reader = client_of(None, scopes=["read", "metrics"])
+    masked = reader.get(path).json()["notification_channels"]
+    assert "token" not in str(masked)
+    sent = [masked[1] | {"events": ["triggered"]}, masked[0]]
+    changed = operator.patch(path, {"notification_channels": sent}, "json")
+    assert changed.json()["notification_channels"] == [
+        hooks[1] | {"events": ["triggered"]},
+        HOOK | {"secret": "not shown"},
+    ]
+    assert PerformanceAlert.objects.get().channel_secrets.open() == {HOOK["url"]: HOOK["secret"]}
+    operator.patch(path, {"notification_channels": [masked[0]]}, "json")
+    for gone in (masked[1], masked[0] | {"url": masked[0]["url"].replace("8.8.8.8", "8.8.4.4")}):
+        refused = operator.patch(path, {"notification_channels": [gone]}, "json")
+        assert refused.status_code == 400
+        assert "write the whole URL" in refused.json()["notification_channels"][0]
+    again = operator.post(ALERTS, ALERT | {"name": "b", "notification_channels": masked}, "json")
+    assert again.status_code == 400
+    assert PerformanceAlert.objects.get().notification_channels[0]["url"] == HOOK["url"]
 
 
 def test_a_channel_that_does_not_fit_is_refused_in_words(operator):
