@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, F, QuerySet
+from django.db.models import Count, F, Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.http import urlencode
@@ -53,7 +53,8 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     if _is_live_alone(request):
         return live
     series = queries.traffic_series(hours=window.hours, at=at)
-    alerts = _firing()
+    holding = _holding()
+    alerts = [alert for alert in holding if alert.is_triggered]
     return {
         **live,
         "windows": WINDOWS,
@@ -62,7 +63,7 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
             _servers_card(_health()),
             _breakers_card(breakers),
             _requests_card(window, series),
-            _alerts_card(alerts),
+            _alerts_card(alerts, holding[len(alerts) :]),
         ],
         "alerts": alerts[:TOP],
         "may_acknowledge": request.user.has_perm("monitoring.change_performancealert"),
@@ -138,35 +139,32 @@ def _requests_card(window: Window, series: Sequence[dict[str, Any]]) -> Card:
     )
 
 
-def _firing() -> list[PerformanceAlert]:
-    firing = PerformanceAlert.objects.filter(is_active=True, is_triggered=True)
-    rows = firing.select_related("server", "acknowledged_by").defer("server__credentials")
+def _holding() -> list[PerformanceAlert]:
+    """Alerts that fire, the worst first, then those that will if it lasts."""
+    holding = PerformanceAlert.objects.filter(
+        Q(is_triggered=True) | Q(pending_since__isnull=False), is_active=True
+    )
+    rows = holding.select_related("server", "acknowledged_by").defer("server__credentials")
     worst_first = [Severity.CRITICAL, Severity.WARNING, Severity.INFO]
-    found = rows.order_by("name")[:50]
-    return sorted(found, key=lambda alert: worst_first.index(Severity(alert.severity)))
+    found = rows.order_by("-is_triggered", "name")[:50]
+    return sorted(
+        found,
+        key=lambda alert: (not alert.is_triggered, worst_first.index(Severity(alert.severity))),
+    )
 
 
-def _alerts_card(alerts: Sequence[PerformanceAlert]) -> Card:
-    names = [alert.name for alert in alerts]
+def _alerts_card(firing: Sequence[PerformanceAlert], pending: Sequence[PerformanceAlert]) -> Card:
+    names = [alert.name for alert in firing]
     looked_at = names or PerformanceAlert.objects.exclude(last_measured=None).exists()
     idle = "no rule fires" if looked_at else "no rule was evaluated: start a worker"
-    note = _some(names) or idle
+    soon = f"; pending: {_some([alert.name for alert in pending])}" if pending else ""
     return Card(
         title="Firing alerts",
         value=str(len(names)) if looked_at else NOTHING,
-        note=f"{note}{_soon()}",
+        note=f"{_some(names) or idle}{soon}",
         url=_list("monitoring_performancealert", is_triggered__exact=1),
         is_alarm=bool(names),
     )
-
-
-def _soon() -> str:
-    """Rules whose condition holds, not for long enough yet."""
-    pending = PerformanceAlert.objects.filter(
-        is_active=True, is_triggered=False, pending_since__isnull=False
-    )
-    names = list(pending.order_by("pending_since", "name").values_list("name", flat=True)[:50])
-    return f"; pending: {_some(names)}" if names else ""
 
 
 def _some(names: Sequence[str]) -> str:
