@@ -1,7 +1,8 @@
-"""The processes that `up` starts: their logs, their end, and who of them broke."""
+"""The processes that `up` starts: their logs, their end, and a new start for who broke."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -21,6 +22,9 @@ from gateway.lifeline import PARENT_VARIABLE
 __all__ = ["Child", "ChildError", "Children"]
 
 GRACE_SECONDS = 15  # more than a server gives the requests in flight
+QUICK_SECONDS = 30  # who lives shorter than this died quickly,
+QUICK_DEATHS = 4  # and who does so as often in a row is not started again
+PAUSE_SECONDS = 0.5  # before the second start; twice as long after each quick death
 LOG_BYTES = 5 * 2**20  # and as much again in one older file
 ERROR = re.compile(
     r'"level": *"(error|critical)"|\[ *(error|critical) *\]|^(error|critical)\b', re.IGNORECASE
@@ -47,12 +51,19 @@ class Child:
         self.name = name
         self.log = logs / f"{name}.log"
         self.first_line: Future[str] = Future()
+        self._arguments, self._env, self._folder = arguments, env, folder
         self._last: deque[str] = deque(maxlen=12)
         self._on_error = on_error
+        self._deaths = 0  # quick ones, in a row
+        self.restart_at: float | None = None  # when one that has ended is started again
+        self._start(at=time.monotonic())
+
+    def _start(self, *, at: float) -> None:
+        self._born, self.restart_at = at, None
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=folder,  # where -m finds our packages
-            env={**env, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+            [sys.executable, "-m", *self._arguments],
+            cwd=self._folder,  # where -m finds our packages
+            env={**self._env, PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -60,7 +71,7 @@ class Child:
             errors="replace",
             start_new_session=True,  # Ctrl-C reaches `up` alone, which stops them in order
         )
-        self._reader = threading.Thread(target=self._read, name=f"log-{name}", daemon=True)
+        self._reader = threading.Thread(target=self._read, name=f"log-{self.name}", daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
@@ -79,12 +90,39 @@ class Child:
 
     def check(self) -> None:
         """ChildError when it has ended."""
-        status = self.process.poll()
-        if status is not None:
-            self._reader.join(timeout=2)
-            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-            said = "\n".join(f"  {line}" for line in self._last) or "  (nothing)"
-            raise ChildError(f"The {self.name} {how}. Its last lines, from {self.log}:\n{said}")
+        if self.process.poll() is not None:
+            raise ChildError(f"The {self.name} {self._end()}. {self._last_words()}")
+
+    def revive(self, *, at: float) -> None:
+        """Start it again when it has ended, each time after a longer pause.
+
+        `at` is of the monotonic clock. ChildError when it keeps ending soon after its start.
+        """
+        if self.restart_at is not None:
+            if at >= self.restart_at:
+                self._start(at=at)
+        elif self.process.poll() is not None:
+            self._mourn(at)
+
+    def _mourn(self, at: float) -> None:
+        self._deaths = self._deaths + 1 if at - self._born < QUICK_SECONDS else 1
+        if self._deaths >= QUICK_DEATHS:
+            raise ChildError(
+                f"The {self.name} {self._end()} again, {QUICK_DEATHS} times in a row within "
+                f"{QUICK_SECONDS} seconds of its start. {self._last_words()}"
+            )
+        self._kill_group()  # what it left behind may hold its port
+        self.restart_at = at + PAUSE_SECONDS * 2 ** (self._deaths - 1)
+        self._on_error(f"The {self.name} {self._end()}; it is started again. Log: {self.log}")
+
+    def _end(self) -> str:
+        status = self.process.returncode
+        return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+    def _last_words(self) -> str:
+        self._reader.join(timeout=2)
+        said = "\n".join(f"  {line}" for line in self._last) or "  (nothing)"
+        return f"Its last lines, from {self.log}:\n{said}"
 
     def stop(self, *, deadline: float) -> None:
         """SIGTERM, and at the deadline SIGKILL for it and all that it started."""
@@ -99,6 +137,10 @@ class Child:
 
     def kill(self) -> None:
         if self.process.poll() is None:
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
@@ -135,16 +177,25 @@ class Children:
         for child in self._started:
             child.check()
 
+    def revive(self, *, at: float) -> None:
+        """Start again who has ended, as `Child.revive` says."""
+        for child in self._started:
+            child.revive(at=at)
+
     def watch(self, *, each_round: Callable[[], None]) -> None:
-        """Wait until one of them ends; ChildError says which. Calls back a few times a second."""
+        """Keep them running until one cannot be kept; ChildError says which.
+
+        Calls back a few times a second.
+        """
         while True:
-            self.check()
+            self.revive(at=time.monotonic())
             each_round()
             time.sleep(0.2)
 
-    def stop(self) -> None:
-        """Stop the last started first. Whoever is not gone in time is killed."""
+    def stop(self, *, told: Callable[[str], None] = lambda _name: None) -> None:
+        """Stop the last started first; `told` hears each name. Who stays too long is killed."""
         for child in reversed(self._started):
+            told(child.name)
             child.stop(deadline=time.monotonic() + GRACE_SECONDS)
 
     def kill(self) -> None:

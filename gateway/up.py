@@ -79,7 +79,8 @@ def up(
     """Start everything, report, and run until SIGTERM or Ctrl-C; then stop everything.
 
     `on_step` hears what is being done, `on_error` what the processes complain about, `on_ready`
-    the result. CommandError when something cannot start or ends by itself.
+    the result. A process that ends by itself is started again; CommandError when something cannot
+    start, or keeps ending.
     """
     settings.LOCAL_DIR.mkdir(parents=True, exist_ok=True)
     with _signals_interrupt(), contextlib.suppress(KeyboardInterrupt), _only_one() as tell:
@@ -88,7 +89,10 @@ def up(
         tell(url)
         _allow_private_upstreams()
         on_step("Starting PostgreSQL" if settings.DATABASE_IS_EMBEDDED else "Connecting")
-        with _database() as cluster, _children(wanted.host, on_error) as children:
+        with (
+            _database() as cluster,
+            _children(wanted.host, on_step=on_step, on_error=on_error) as children,
+        ):
 
             def keep_database_up() -> None:
                 if cluster is not None and cluster.revive():
@@ -104,8 +108,10 @@ def up(
 def _start(
     wanted: Wanted, *, port: int, url: str, children: Children, on_step: Callable[[str], None]
 ) -> Running:
-    sample = children.start("sample", "gateway.sample", "--port", "0")  # while we migrate
-    on_step("Creating the schema")
+    # While we migrate. With a port of its own choice it would have another one after a death.
+    sample_port = str(check_address("127.0.0.1", 0))
+    sample = children.start("sample", "gateway.sample", "--port", sample_port)
+    on_step("Bringing the schema up to date")
     _run("init_db")
     with crossing_tenants():
         password, key = _lay_out(wanted.seed, sample, on_step)
@@ -197,7 +203,9 @@ def _database_url() -> str:
 
 
 @contextlib.contextmanager
-def _children(host: str, on_error: Callable[[str], None]) -> Iterator[Children]:
+def _children(
+    host: str, *, on_step: Callable[[str], None], on_error: Callable[[str], None]
+) -> Iterator[Children]:
     children = Children(
         env=_environment(host),
         folder=settings.BASE_DIR,
@@ -210,10 +218,13 @@ def _children(host: str, on_error: Callable[[str], None]) -> Iterator[Children]:
         # Once is asking, twice is insisting.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: children.kill())
+        on_step("Stopping; calls in flight may end, Ctrl-C once more cuts them off")
         connections.close_all()
-        children.stop()
+        children.stop(told=lambda name: on_step(f"Stopping the {name}"))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # PostgreSQL is stopped next, in any case
+        if settings.DATABASE_IS_EMBEDDED:
+            on_step("Stopping PostgreSQL")
 
 
 def _environment(host: str) -> dict[str, str]:

@@ -270,20 +270,40 @@ def test_children_do_not_outlive_up(up: Callable[..., Up]) -> None:
     wait_until_gone(family)
 
 
-def test_a_child_that_breaks_ends_all_and_is_named(up: Callable[..., Up]) -> None:
+def test_killed_children_are_started_again(up: Callable[..., Up]) -> None:
     run = up("--port", "0", "--no-seed")
-    run.ready()
-    family = run.family()
-    [worker] = [pid for pid in children_of(run.process.pid) if "worker" in arguments_of(pid)]
-    os.kill(worker, signal.SIGKILL)
+    found = run.ready()
+    killed = {role: child(run, role) for role in ("gateway.sample", "worker", "serve")}
+    [inner] = children_of(killed["serve"])  # it holds the port, too
+    for pid in (*killed.values(), inner):
+        os.kill(pid, signal.SIGKILL)
+    wait_until_gone({*killed.values(), inner})
+    deadline = time.monotonic() + READY_SECONDS
+    while not _is_ready(found["url"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while not (worker := child(run, "worker")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert asyncio.run(call_add(found["mcp_url"], found["api_key"])) == "5"
+    assert worker != killed["worker"]
+
+    run.process.send_signal(signal.SIGINT)
     _, said = run.process.communicate(timeout=STOP_SECONDS)
-    assert run.process.returncode == 1
-    assert "The worker was ended by signal 9" in said
-    wait_until_gone(family)
+    assert run.process.returncode == 0
+    for name in ("sample", "worker", "server"):
+        assert f"The {name} was ended by signal 9; it is started again" in said
+    steps = ["Stopping the server", "Stopping the worker", "Stopping the sample", "Stopped."]
+    assert sorted(steps, key=said.index) == steps
+
+
+def child(run: Up, role: str) -> int | None:
+    found = [pid for pid in children_of(run.process.pid) if role in arguments_of(pid)]
+    return found[0] if found else None
 
 
 def arguments_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return []
 
 
 def test_a_taken_port_is_told_before_anything_is_made(

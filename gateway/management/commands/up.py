@@ -57,6 +57,7 @@ class Command(BaseCommand):
             def on_step(step: str) -> None:
                 if status is not None:
                     status.update(f"{step} …")
+                    status.start()  # it rests while the gateway runs
                 else:
                     talk.print(f"{step} …", markup=False)
 

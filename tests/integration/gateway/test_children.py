@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.children import ChildError, Children
+from gateway.children import PAUSE_SECONDS, QUICK_DEATHS, QUICK_SECONDS, ChildError, Children
 
 MODULE = "import sys, time\nprint('hello')\n"
 
@@ -55,9 +55,73 @@ def test_output_goes_to_the_log_and_errors_are_told(family: Family) -> None:
 
 def test_who_ended_is_named_with_its_last_words(family: Family) -> None:
     family.start("sleeper", "time.sleep(60)")
-    family.start("breaker", "sys.exit('no disk')")
+    breaker = family.start("breaker", "sys.exit('no disk')")
+    breaker.process.wait(timeout=10)
     with pytest.raises(ChildError, match=r"(?s)The breaker ended with status 1\..*no disk"):
-        family.children.watch(each_round=lambda: None)
+        family.children.check()
+
+
+def test_who_was_killed_is_started_again_after_a_pause(family: Family) -> None:
+    child = family.start("sleeper", "time.sleep(60)")
+    first, at = child.process, time.monotonic()
+    family.children.revive(at=at)
+    assert child.process is first
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(timeout=10)
+    family.children.revive(at=at)
+    assert family.errors == [
+        f"The sleeper was ended by signal 9; it is started again. Log: {child.log}"
+    ]
+    family.children.revive(at=at + PAUSE_SECONDS / 2)
+    assert child.process is first
+    family.children.revive(at=at + PAUSE_SECONDS)
+    assert child.process is not first
+    family.children.check()
+    assert len(family.errors) == 1
+
+
+def test_what_a_killed_one_left_behind_is_ended_before_it_starts_again(family: Family) -> None:
+    code = (
+        "import subprocess\n"
+        "left = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(left.pid); time.sleep(60)"
+    )
+    child = family.start("parent", code)
+    while not (said := child.log.read_text().splitlines()[1:]):
+        time.sleep(0.01)
+    os.kill(child.process.pid, signal.SIGKILL)
+    child.process.wait(timeout=10)
+    family.children.revive(at=time.monotonic())
+    child._reader.join(timeout=10)  # the pipe closes when nobody holds it any more
+    assert not child._reader.is_alive(), f"process {said[0]} lives on"
+
+
+def test_who_keeps_ending_is_given_up_with_its_last_words(family: Family) -> None:
+    child = family.start("breaker", "sys.exit('no disk')")
+    at, pauses = time.monotonic(), []
+    for _ in range(QUICK_DEATHS - 1):
+        child.process.wait(timeout=10)
+        family.children.revive(at=at)  # sees its end
+        pauses.append(child.restart_at - at)
+        at = child.restart_at
+        family.children.revive(at=at)  # starts it
+    assert pauses == [PAUSE_SECONDS, 2 * PAUSE_SECONDS, 4 * PAUSE_SECONDS]
+    child.process.wait(timeout=10)
+    with pytest.raises(ChildError, match=r"(?s)The breaker ended with status 1 again.*no disk"):
+        family.children.revive(at=at)
+
+
+def test_who_lived_long_is_never_given_up(family: Family) -> None:
+    child = family.start("sleeper", "time.sleep(60)")
+    at = time.monotonic()
+    for _ in range(QUICK_DEATHS + 1):
+        at += QUICK_SECONDS
+        child.process.kill()
+        child.process.wait(timeout=10)
+        family.children.revive(at=at)
+        at += PAUSE_SECONDS
+        family.children.revive(at=at)
+    family.children.check()
 
 
 def test_they_stop_last_started_first(family: Family) -> None:
