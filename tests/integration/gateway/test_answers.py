@@ -70,6 +70,12 @@ def test_every_answer_carries_a_request_id(client: Client, address: str, status:
     assert len(ids) == 2
 
 
+def test_what_browsers_ask_for_by_themselves_is_the_icon() -> None:
+    answer = Client().get("/favicon.ico", follow=True)
+    assert answer.status_code == 200
+    assert answer["Content-Type"] == "image/svg+xml"
+
+
 @pytest.mark.parametrize(
     ("address", "headers", "status", "word"),
     [
