@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from django.apps import apps
@@ -20,7 +21,7 @@ from psycopg import sql
 from gateway.apps import raise_walls
 from registry.db.direct import as_default, direct_connections, is_about_locks
 from registry.db.partitions import partitioned_tables
-from registry.db.roles import Raised, walls_raise
+from registry.db.roles import Raised, tables_foreign, walls_raise
 from registry.db.tenancy import operator_transaction
 
 __all__ = [
@@ -131,7 +132,7 @@ def walls_create() -> Raised:
     What needs more rights than the owner has is left out, and is in the result.
     """
     with owners_connection() as work, _alone(work), _locks_in_words():
-        return walls_raise()
+        return replace(walls_raise(), foreign=tables_foreign())
 
 
 def partitions_count() -> int:

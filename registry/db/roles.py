@@ -23,9 +23,11 @@ from registry.db.walls import Wall, expression, walls
 __all__ = [
     "Raised",
     "Step",
+    "passes_walls",
     "roles_missing",
     "roles_script",
     "roles_script_here",
+    "tables_foreign",
     "walls_pending",
     "walls_raise",
 ]
@@ -86,10 +88,15 @@ class Raised:
     done: int
     refused: tuple[Step, ...] = ()
     walled: bool = True  # False: roles or memberships lack, so the walls were not touched
+    foreign: tuple[Step, ...] = ()  # what gives tables of somebody else to their owner
+
+    @property
+    def has_walls(self) -> bool:
+        return self.walled and all(step.is_optional for step in self.refused)
 
     @property
     def is_complete(self) -> bool:
-        return self.walled and all(step.is_optional for step in self.refused)
+        return self.has_walls and not self.foreign
 
 
 # --------------------------------------------------------------------------- the whole of it
@@ -245,6 +252,52 @@ def _optional(template: LiteralString, **parts: sql.Composable) -> Step:
 
 def _making(role: str, template: LiteralString) -> Step:
     return Step(sql.SQL(template).format(role=sql.Identifier(role)), makes=role)
+
+
+# --------------------------------------------------------------------------- who owns, who passes
+
+
+_FOREIGN = """
+SELECT c.relname FROM pg_class AS c
+  JOIN pg_class AS root ON root.oid = coalesce(pg_partition_root(c.oid), c.oid)
+ WHERE root.relnamespace = current_schema()::regnamespace AND root.relname = ANY(%s)
+   AND c.relkind IN ('r', 'p')
+   AND (NOT pg_has_role(c.relowner, 'USAGE') OR pg_get_userbyid(c.relowner) = ANY(%s))
+ ORDER BY c.relname
+"""
+_PASSES = """
+SELECT rolsuper, rolbypassrls, pg_has_role(oid, (
+           SELECT oid FROM pg_roles WHERE rolname = %s), 'USAGE')
+  FROM pg_roles WHERE rolname = %s
+"""
+
+
+def tables_foreign(*, using: str = "default") -> tuple[Step, ...]:
+    """What a superuser runs to give this connection's user those of our tables that it lacks.
+
+    Partitions, too. A table of one of our own roles is nobody's who maintains it: whoever owns it
+    may take its wall away.
+    """
+    ours = [APP_ROLE, OPERATOR_ROLE, READER_ROLE]
+    [(owner,)] = _rows(using, "SELECT current_user")
+    return tuple(
+        _step(
+            "ALTER TABLE {table} OWNER TO {owner}",
+            table=sql.Identifier(table),
+            owner=sql.Identifier(owner),
+        )
+        for (table,) in _rows(using, _FOREIGN, [_tables(using), ours])
+    )
+
+
+def passes_walls(login: str, *, using: str = "default") -> str | None:
+    """Why no wall holds who logs in with this name, in words; None: walls do, or nobody does."""
+    [(is_super, bypasses, crosses)] = _rows(using, _PASSES, [OPERATOR_ROLE, login]) or [(None,) * 3]
+    if is_super:
+        return "is a superuser"
+    if bypasses:
+        return "has BYPASSRLS"
+    return f"has the rights of {OPERATOR_ROLE} at any time" if crosses else None
 
 
 # --------------------------------------------------------------------------- roles

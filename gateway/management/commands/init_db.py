@@ -20,7 +20,7 @@ from monitoring.audit import Actor
 from monitoring.retention.partitions import partitions_prepare
 from registry.db.direct import PoolerError
 from registry.db.partitions import PartitionsError
-from registry.db.roles import Raised, roles_script_here
+from registry.db.roles import Raised, passes_walls, roles_script_here
 from registry.db.tenancy import APP_ROLE
 
 
@@ -80,6 +80,11 @@ class Command(BaseCommand):
     def _conclude(self, raised: Raised, verbosity: int) -> None:
         """Ready or not; CommandError where somebody is to be walled in who is not."""
         login = _walled_login()
+        if raised.foreign:
+            raise CommandError(
+                f"The database is not ready: {_state(raised)}. Have a superuser run the SQL above, "
+                "or name their owner in DATABASE_MAINTENANCE_URL; then run init_db again."
+            )
         if not raised.is_complete and login is not None:
             raise CommandError(
                 f"The database is not ready for {login or 'the user'} of DATABASE_URL: "
@@ -87,12 +92,32 @@ class Command(BaseCommand):
                 "If one user is to do everything, without walls, name it in DATABASE_URL and leave "
                 "DATABASE_MAINTENANCE_URL out."
             )
+        self._judge_login(login)
         if not verbosity:
             return
         if raised.is_complete:
             self.stdout.write(self.style.SUCCESS("The database is ready."))
         else:
             self.stdout.write(f"The database is ready for its owner alone: {_state(raised)}.")
+
+    def _judge_login(self, walled: str | None) -> None:
+        """CommandError for a login that no wall holds; a word where one user does everything."""
+        login = walled or connection.settings_dict["USER"]
+        with _as_owner():
+            reason = passes_walls(login)
+        if reason is None or settings.DATABASE_IS_EMBEDDED:
+            return
+        if walled is not None:
+            raise CommandError(
+                f"The database is not ready for {login} of DATABASE_URL, who {reason}: the walls "
+                f"between tenants do not hold. Name {APP_ROLE} in DATABASE_URL, which init_db has "
+                f"made; in psql \\password {APP_ROLE} gives it a password."
+            )
+        self.stderr.write(
+            f"{login} of DATABASE_URL {reason}: the walls between tenants hold only what says for "
+            "which tenant it works. That will do for development; in production name the tables' "
+            f"owner in DATABASE_MAINTENANCE_URL and {APP_ROLE} in DATABASE_URL."
+        )
 
     def _print_roles(self) -> None:
         if settings.DATABASE_IS_EMBEDDED and settings.DATABASE_MAINTENANCE is None:
@@ -108,14 +133,15 @@ class Command(BaseCommand):
 
     def _warn(self, raised: Raised) -> None:
         if not raised.is_complete:
-            self.stderr.write(_state(raised).capitalize() + ".")
-        if raised.refused:
+            state = _state(raised)
+            self.stderr.write(f"{state[:1].upper()}{state[1:]}.")
+        if steps := raised.refused + raised.foreign:
             self.stderr.write(
                 "A superuser may add this, which makes some work faster or shows more:"
                 if raised.is_complete
                 else "Have a superuser run this, then init_db again:"
             )
-            for step in raised.refused:
+            for step in steps:
                 self.stderr.write(f"  {step.repeatable()}")
 
 
@@ -127,14 +153,19 @@ def _walled_login() -> str | None:
 
 
 def _state(raised: Raised) -> str:
+    """What is amiss, as part of a sentence."""
+    foreign = f"{len(raised.foreign)} table(s) do not belong to the user who maintains them"
     what, lacks = (
         ("have gaps", "grants or policies")
         if raised.walled
         else ("were not raised", "roles or memberships")
     )
-    return (
+    walls = (
         f"the walls between tenants {what}: {lacks} are missing that the tables' owner may not make"
     )
+    if raised.has_walls:
+        return foreign
+    return f"{walls}; {foreign}" if raised.foreign else walls
 
 
 @contextmanager

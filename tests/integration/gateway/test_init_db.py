@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 import pytest
@@ -24,6 +25,7 @@ from gateway import cli, schema
 from gateway.management.commands import init_db
 from registry.db import direct, roles
 from registry.db.partitions import read_partitions
+from registry.db.tenancy import APP_ROLE
 from tests.integration.gateway.conftest import Scene, wait_until
 from tests.walls import logged_in_as_app
 
@@ -176,6 +178,89 @@ def test_one_user_who_does_everything_may_do_without_walls(monkeypatch: Any, cap
     assert "ready for its owner alone: the walls between tenants were not raised" in (
         capsys.readouterr().out
     )
+
+
+def run(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+@pytest.fixture
+def somebody() -> Iterator[str]:
+    name = f"somebody_{uuid4().hex[:8]}"  # roles are the whole cluster's
+    run(f"CREATE ROLE {name} LOGIN")
+    yield name
+    run(f"DROP ROLE {name}")
+
+
+def test_tables_of_somebody_else_are_found_with_the_sql_that_gives_them(somebody: str) -> None:
+    """By an owner who is no superuser: a superuser may do everything."""
+    with transaction.atomic():
+        run(f"GRANT {somebody} TO CURRENT_USER")
+        for table in ("tenants", "users"):
+            run(f"ALTER TABLE {table} OWNER TO {somebody}")
+        run(f"SET LOCAL ROLE {somebody}")
+        found = {step.text() for step in roles.tables_foreign()}
+        transaction.set_rollback(True)
+    assert f'ALTER TABLE "request_logs" OWNER TO "{somebody}";' in found
+    assert [text for text in found if text.startswith('ALTER TABLE "request_logs_20')]
+    assert f'ALTER TABLE "users" OWNER TO "{somebody}";' not in found
+    assert roles.tables_foreign() == ()
+
+
+def test_a_table_that_the_application_owns_is_a_failure(capsys: Any) -> None:
+    """It could take the wall away, whoever does everything else."""
+    run(f"ALTER TABLE users OWNER TO {APP_ROLE}")
+    try:
+        with pytest.raises(
+            CommandError, match=r"not ready: 1 table\(s\) do not belong to the user"
+        ):
+            call_command("init_db")
+    finally:
+        run("ALTER TABLE users OWNER TO CURRENT_USER")
+    said = capsys.readouterr()
+    owner = connection.settings_dict["USER"]
+    assert (
+        f'Have a superuser run this, then init_db again:\n  ALTER TABLE "users" OWNER TO "{owner}";'
+        in said.err
+    )
+    assert "ready" not in said.out
+    call_command("init_db")
+    assert "The database is ready." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("right", "reason"),
+    [
+        ("ALTER ROLE {} SUPERUSER", "is a superuser"),
+        ("ALTER ROLE {} BYPASSRLS", "has BYPASSRLS"),
+        ("GRANT mcp_gateway_operator TO {}", "has the rights of mcp_gateway_operator at any time"),
+    ],
+)
+def test_a_login_that_no_wall_holds_is_a_failure(
+    somebody: str, nobody_yet: None, settings: Any, right: str, reason: str, capsys: Any
+) -> None:
+    default = connections["default"]
+    default.settings_dict["USER"] = settings.DATABASE_MAINTENANCE["USER"]
+    run(right.format(somebody))
+    default.close()
+    default.settings_dict["USER"] = somebody
+    with pytest.raises(CommandError, match=f"not ready for {somebody} .*{reason}: the walls .*app"):
+        call_command("init_db")
+    assert "is ready" not in capsys.readouterr().out
+
+
+def test_a_superuser_who_does_everything_is_told_what_that_means(capsys: Any) -> None:
+    call_command("init_db")
+    said = capsys.readouterr()
+    assert "is a superuser: the walls between tenants hold only what" in said.err
+    assert "The database is ready." in said.out
+
+
+def test_the_embedded_database_has_its_superuser_by_design(settings: Any, capsys: Any) -> None:
+    settings.DATABASE_IS_EMBEDDED = True
+    call_command("init_db")
+    assert capsys.readouterr().err == ""
 
 
 @contextmanager
