@@ -3,7 +3,7 @@
 The same arguments give the same data, but for the secrets of the keys and for when it happened.
 Everything made here can be told from what people made: rows of ordinary tables have an id of one
 known millisecond, rows of logs say so themselves. Its servers live under .invalid, where nothing
-ever answers (RFC 6761), so that health checks leave them alone.
+ever answers (RFC 6761); health checks leave them alone because of their mark.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from monitoring.models import AuditLog, RequestLog
 from monitoring.retention.partitions import partitions_prepare
 from monitoring.rollups import rollups_compact, rollups_rebuild
 from registry.models import (
+    SEEDED,
     HealthStatus,
     MCPServer,
     ServerMetric,
@@ -49,7 +50,7 @@ SAMPLE_SLUG = "sample"
 SAMPLE_URL = "http://127.0.0.1:8765/mcp"  # `up` writes the port that its sample really has
 
 ACTOR = Actor(service_name="seed")
-MARK = {"seeded": True}
+MARK = {SEEDED: True}
 HISTORY = "development.seeded_calls"
 BATCH = 20_000
 # 2020-01-01T00:00:00Z: no program of ours made an id then, so this millisecond marks ours.

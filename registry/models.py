@@ -18,6 +18,7 @@ from registry.db.partitions import PartitionedModel, RangePartitioning
 from registry.querysets import MCPServerQuerySet, ServerToolQuerySet
 
 __all__ = [
+    "SEEDED",
     "USABLE_HEALTH",
     "HealthStatus",
     "MCPServer",
@@ -74,6 +75,7 @@ class HealthStatus(models.TextChoices):
 
 
 USABLE_HEALTH = (HealthStatus.HEALTHY, HealthStatus.DEGRADED)
+SEEDED = "seeded"  # in the health_metadata of a server that was made up to look at
 
 
 class Tenant(UUIDModel, TimestampedModel):

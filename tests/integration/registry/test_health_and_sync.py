@@ -7,11 +7,12 @@ from cryptography.fernet import Fernet
 from django.utils.timezone import now
 
 from registry import health, tasks, upstream
+from registry.audit import Actor
 from registry.db.encryption import DecryptionError
 from registry.health import Checked
 from registry.mcp_client import Limits, UpstreamError, UpstreamTooLarge
 from registry.models import HealthStatus, MCPServer, ServerTool
-from registry.services import health_check, tools_sync
+from registry.services import health_check, server_update, tools_sync
 from tests.factories import MCPServerFactory, ServerToolFactory
 from tests.mcp_server import (
     answering,
@@ -24,6 +25,7 @@ from tests.mcp_server import (
 )
 
 pytestmark = pytest.mark.django_db
+ACTOR = Actor(service_name="test")
 
 
 @pytest.fixture(autouse=True)
@@ -184,15 +186,28 @@ def test_a_batch_is_one_update(django_assert_num_queries):
         assert health.record(results, at=now()) == 5
 
 
-def test_the_round_skips_disabled_fresh_and_reserved_servers():
+def test_the_round_skips_disabled_fresh_and_made_up_servers():
     with mcp_over_http() as url:
         due = server_at(url)
         server_at(url, is_enabled=False)
         server_at(url, last_health_check=now())
-        server_at("https://code-search.mcp.invalid/mcp")
-        server_at("https://code-search.mcp.invalid:8443")
+        seeded = {"health_metadata": {"seeded": True}, "health_status": "degraded"}
+        made_up = server_at("https://code-search.mcp.invalid/mcp", **seeded)
         assert tasks.servers_health_check(at=now()) == 1
-    assert MCPServer.objects.get(health_status="healthy") == due
+        assert MCPServer.objects.get(health_status="healthy") == due
+
+        server_update(actor=ACTOR, server=made_up, endpoint_url=url)
+        assert tasks.servers_health_check(at=now() + timedelta(seconds=5)) == 1
+    made_up.refresh_from_db()
+    assert made_up.health_status == "healthy", "at a real address it is a real server"
+
+
+def test_a_server_under_a_reserved_name_is_checked_like_any_other():
+    real = server_at("https://search.invalid/mcp")
+    assert tasks.servers_health_check(at=now()) == 1
+    real.refresh_from_db()
+    assert real.health_status == "unhealthy"
+    assert "has no address" in real.health_metadata["error"]
 
 
 def test_a_round_that_is_told_to_stop_stops():
