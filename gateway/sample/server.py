@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ToolAnnotations
+from mcp_types.version import KNOWN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, Field
 
 __all__ = ["build"]
@@ -33,12 +35,29 @@ class TextCounts(BaseModel):
 
 def build() -> MCPServer:
     """The server, speaking every protocol version that the SDK knows."""
-    server = MCPServer("sample", title="Sample server", version="1.0.0", instructions=INSTRUCTIONS)
+    server = MCPServer(
+        "sample",
+        title="Sample server",
+        version="1.0.0",
+        instructions=INSTRUCTIONS,
+        middleware=[_tell_every_version],
+    )
     for tool in (add, current_time, reverse_text, word_count, countdown):
         server.add_tool(tool, annotations=HARMLESS)
     server.resource("sample://welcome", mime_type="text/markdown")(welcome)
     server.prompt()(summarise)
     return server
+
+
+async def _tell_every_version(
+    ctx: ServerRequestContext[Any, Any], call_next: CallNext
+) -> HandlerResult:
+    """The SDK speaks the versions with a handshake too, but leaves them out of its answer."""
+    result = await call_next(ctx)
+    if ctx.method == "server/discover":
+        assert isinstance(result, dict)  # noqa: S101  (what is sent, at this point)
+        return {**result, "supportedVersions": [*KNOWN_PROTOCOL_VERSIONS]}
+    return result
 
 
 def add(

@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 from mcp import Client
 
+from registry.db.ids import uuid7
+from registry.mcp_client import Limits, Target, probe
+from registry.upstream import current_policy
+
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
@@ -48,6 +52,22 @@ def test_tools_answer(
     result = ask(url, mode, lambda client: client.call_tool(tool, arguments))
     assert not result.is_error
     assert result.content[0].text == answer
+
+
+@pytest.mark.parametrize(("mode", "spoken"), [("legacy", "2025-11-25"), ("auto", "2026-07-28")])
+def test_it_tells_the_versions_of_both_eras_and_speaks_them(
+    url: str, mode: str, spoken: str, settings: Any
+) -> None:
+    settings.GATEWAY_ALLOW_PRIVATE_UPSTREAMS = True
+    target = Target(id=uuid7(), url=url, transport="http", policy=current_policy())
+    assert {"2025-11-25", "2026-07-28"} <= set(
+        asyncio.run(probe(target, limits=Limits())).protocol_versions
+    )
+
+    async def version(client: Client) -> str:
+        return client.protocol_version
+
+    assert ask(url, mode, version) == spoken
 
 
 def test_word_count_is_structured(url: str) -> None:
