@@ -64,6 +64,10 @@ _SECRET_NAMES = {
     "bearer", "clientsecret", "credential", "credentials", "jwt", "key", "passwd", "password",
     "pwd", "secret", "secretkey", "sig", "signature", "token", "xapikey",
 }  # fmt: skip
+# Letters that Unicode does not take apart into a plain one and its accent.
+_WITHOUT_ACCENT = str.maketrans(
+    {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
+)
 # The gateway writes these itself; a stored value would break the message's framing.
 _OWN_HEADERS = {"host", "content-length", "transfer-encoding", "connection", "te", "upgrade"}
 
@@ -98,7 +102,7 @@ def server_register(
     server = MCPServer(
         tenant=tenant,
         name=name.strip(),
-        slug=slug if slug is not None else slugify(name)[:63].strip("-_"),
+        slug=slug if slug is not None else _slug_of(name),
         description=description,
         endpoint_url=url.strip(),
         transport_type=transport,
@@ -320,6 +324,11 @@ def _check_credentials(credentials: Any) -> None:
             raise ValidationError({"credentials": f"'{name}' is no header that may be set."})
         if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
             raise ValidationError({"credentials": f"The value of '{name}' must be visible ASCII."})
+
+
+def _slug_of(name: str) -> str:
+    """In plain letters: Größe gives grosse. Of a script without them nothing is left."""
+    return slugify(name.casefold().translate(_WITHOUT_ACCENT))[:63].strip("-_")
 
 
 def _tags(tags: Sequence[str]) -> list[str]:

@@ -8,11 +8,17 @@ from django.core.exceptions import ValidationError
 
 def validate_network(value: str) -> None:
     try:
-        ipaddress.ip_network(value, strict=False)
+        network = ipaddress.ip_network(value, strict=False)
     except ValueError:
         raise ValidationError(
             f"'{value}' is no IP address or network; write 203.0.113.7 or 10.0.0.0/8."
         ) from None
+    address = ipaddress.ip_address(value.partition("/")[0])
+    if address != network.network_address:  # that one alone, or all of them? Not ours to guess
+        raise ValidationError(
+            f"'{value}' is an address within a network; write {network} for the network, or "
+            f"{address} for that address alone."
+        )
 
 
 def validate_timezone(value: str) -> None:

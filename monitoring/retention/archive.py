@@ -114,7 +114,10 @@ def archives() -> Iterator[Archive]:
 
 def _folder() -> Path:
     if settings.GATEWAY_ARCHIVE_DIR is None:
-        raise ArchiveError("There are no archives before GATEWAY_ARCHIVE_DIR names a folder.")
+        raise ArchiveError(
+            "GATEWAY_ARCHIVE_DIR is not set: give it the absolute path of the folder that the "
+            "worker archives to."
+        )
     return settings.GATEWAY_ARCHIVE_DIR
 
 

@@ -7,8 +7,17 @@ from django.utils.timezone import now
 from registry.audit import Actor
 from registry.db.encryption import DecryptionError
 from registry.health import Checked
+from registry.management.usage import usage_error
 from registry.models import HealthStatus, MCPServer, Tenant, Transport
 from registry.services import health_check, server_register, tools_sync
+
+ARGUMENTS = {
+    "name": "NAME",
+    "endpoint_url": "URL",
+    "slug": "--slug",
+    "transport_type": "--transport",
+    "tags": "--tag",
+}
 
 
 class Command(BaseCommand):
@@ -59,7 +68,7 @@ class Command(BaseCommand):
                 defer_check=False,  # done here and now, so that the outcome can be told
             )
         except ValidationError as error:
-            raise CommandError(_sentence(error)) from None
+            raise usage_error(error, arguments=ARGUMENTS) from None
         self.stdout.write(
             f"Registered '{server.slug}' for tenant '{tenant}'. "
             f"Agents reach it at /mcp/{server.slug}"
@@ -97,11 +106,6 @@ def _require_text(**arguments: str) -> None:
     for name, text in arguments.items():
         if not text.strip():
             raise CommandError(f"{name} is empty: write one.", returncode=2)
-
-
-def _sentence(error: ValidationError) -> str:
-    hint = " Choose one with --slug." if "slug" in getattr(error, "error_dict", {}) else ""
-    return " ".join(error.messages) + hint
 
 
 def _reason(checked: Checked) -> str:

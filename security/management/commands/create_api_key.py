@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.timezone import now
 
 from monitoring.audit import Actor
+from registry.management.usage import usage_error
 from registry.models import MCPServer, Tenant
 from security.models import APIKeyScope
 from security.services import api_key_create
@@ -72,7 +73,7 @@ class Command(BaseCommand):
                 expires_at=now() + timedelta(days=expires) if expires else None,
             )
         except ValidationError as error:
-            raise CommandError(" ".join(error.messages), returncode=2) from None
+            raise usage_error(error, arguments={"name": "NAME"}) from None
         if json:
             self.stdout.write(_document(row.pk, row.name, row.key_prefix, text))
             return
@@ -88,6 +89,7 @@ def _days(text: str) -> int:
 
 
 def _check_networks(networks: Sequence[str]) -> None:
+    """As the model does, which would name the entry by its number."""
     for network in networks:
         try:
             validate_network(network)

@@ -127,6 +127,11 @@ def test_a_key_takes_all_its_restrictions(capsys):
         (["--scope", "all"], "no scope 'all'; there are: read, write, admin"),
         (["--server", "theirs"], "no server 'theirs'; there are: mine"),
         (["--ip", "10.0.0.300"], "^--ip: '10.0.0.300' is no IP address or network"),
+        (
+            ["--ip", "10.0.0.1/8"],
+            "^--ip: '10.0.0.1/8' is an .* write 10.0.0.0/8 for the network, or 10.0.0.1 for",
+        ),
+        (["--ip", "2001:db8::1/32"], "write 2001:db8::/32 for the network"),
         (["--expires", "0"], "1 to 36500"),
     ],
 )
@@ -137,6 +142,19 @@ def test_a_wrong_argument_says_what_there_is(arguments, words):
         call_command("create_api_key", "k", *arguments)
     assert caught.value.returncode == 2
     assert not EnhancedAPIKey.objects.exists()
+
+
+def test_a_name_that_is_too_long_is_said_to_be_the_names():
+    TenantFactory(slug="default")
+    with pytest.raises(CommandError, match=r"^NAME: .* at most 255 characters") as caught:
+        call_command("create_api_key", "k" * 256)
+    assert caught.value.returncode == 2
+
+
+def test_archives_are_not_listed_before_there_is_a_folder(settings):
+    settings.GATEWAY_ARCHIVE_DIR = None
+    with pytest.raises(CommandError, match=r"^GATEWAY_ARCHIVE_DIR is not set: give it the abs"):
+        call_command("restore_archive")
 
 
 def test_an_unknown_command_is_wrong_usage_and_says_what_is_near(monkeypatch, capsys):

@@ -232,7 +232,7 @@ def test_nothing_is_detached_that_cannot_be_archived(
         folder.write_text("")
     else:
         monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    words = {"unset": "GATEWAY_ARCHIVE_DIR names a folder", "a file": "cannot be made",
+    words = {"unset": "GATEWAY_ARCHIVE_DIR is not set: give it", "a file": "cannot be made",
              "no pyarrow": "pip install"}[obstacle]  # fmt: skip
     with pytest.raises(PartitionsError, match=words):
         retire()

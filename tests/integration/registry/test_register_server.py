@@ -3,8 +3,8 @@
 import pytest
 from django.core.management import CommandError, call_command
 
-from registry.models import MCPServer
-from tests.factories import TenantFactory
+from registry.models import MCPServer, Tenant
+from tests.factories import MCPServerFactory, TenantFactory
 from tests.mcp_server import closed_port, mcp_over_http
 
 pytestmark = pytest.mark.django_db
@@ -35,21 +35,35 @@ def test_a_server_that_is_away_is_registered_and_said_to_be_away(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words", "status"),
+    ("arguments", "words"),
     [
-        (["x", "https://8.8.8.8/", "--tenant", "nope"], "there are: default", 2),
-        (["x", "nonsense"], "whole URL", 1),
-        (["漢字", "https://8.8.8.8/"], "Choose one with --slug", 1),
-        (["x", "https://8.8.8.8/?token=1"], "store it as credentials", 1),
-        ([" ", "https://8.8.8.8/"], "NAME is empty", 2),
-        (["x", "cat", "--transport", "stdio"], "GATEWAY_ALLOW_STDIO", 1),
+        (["x", "https://8.8.8.8/", "--tenant", "nope"], "there are: default"),
+        (["x", "nonsense"], "^URL: .*whole URL"),
+        (["漢字", "https://8.8.8.8/"], r"^--slug: The name gives no slug; choose one of \D+$"),
+        (["x", "https://8.8.8.8/", "--slug", "taken"], "^--slug: In .* 'taken' already; choose"),
+        (["x", "https://8.8.8.8/", "--slug", "A"], "^--slug: Use lower-case letters"),
+        (["x" * 256, "https://8.8.8.8/"], "^NAME: .* at most 255 characters"),
+        (["x", "https://8.8.8.8/?token=1"], "^URL: .*store it as credentials"),
+        ([" ", "https://8.8.8.8/"], "NAME is empty"),
+        (["x", "cat", "--transport", "stdio"], "^--transport: .*GATEWAY_ALLOW_STDIO"),
     ],
 )
-def test_errors_are_one_sentence(arguments, words, status):
+def test_wrong_usage_is_one_sentence_that_names_the_argument(arguments, words):
+    MCPServerFactory(slug="taken", tenant=Tenant.objects.get())
     with pytest.raises(CommandError, match=words) as caught:
         call_command("register_server", *arguments)
-    assert caught.value.returncode == status
-    assert not MCPServer.objects.exists()
+    assert caught.value.returncode == 2
+    assert str(caught.value).count("hoose") <= 1, "said once"
+    assert MCPServer.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [("Größe", "grosse"), ("Søren Łódź", "soren-lodz"), ("Ça & là", "ca-la"), ("X" * 80, "x" * 63)],
+)
+def test_a_slug_keeps_every_letter_of_the_name(name, slug, capsys):
+    call_command("register_server", name, f"http://127.0.0.1:{closed_port()}/mcp")
+    assert f"/mcp/{slug}\n" in capsys.readouterr().out
 
 
 def test_a_stdio_command_is_registered_when_that_is_allowed(settings, capsys):

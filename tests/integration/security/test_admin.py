@@ -88,6 +88,7 @@ def test_a_new_key_leaves_one_audit_entry(admin_client, admin_user):
     ("field", "value", "words"),
     [
         ("ip_whitelist", "10.0.0.0/99", "is no IP address or network"),
+        ("ip_whitelist", "10.0.0.1/8", "write 10.0.0.0/8 for the network"),
         ("scopes", ["everything"], "not one of the available choices"),
         ("scopes", [], "required"),
         ("name", "a\0b", "Null characters"),

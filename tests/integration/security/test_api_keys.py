@@ -63,6 +63,7 @@ def test_somebody_elses_user_cannot_be_named(admin):
     [
         ({"scopes": ["everything"]}, "scopes"),
         ({"ip_whitelist": ["not an address"]}, "ip_whitelist"),
+        ({"ip_whitelist": ["10.0.0.1/8"]}, "ip_whitelist"),
         ({"rate_limit_per_hour": -1}, "rate_limit_per_hour"),
         ({"rate_limit_per_hour": 10**30}, "rate_limit_per_hour"),
         ({"name": "nul\0"}, "name"),
