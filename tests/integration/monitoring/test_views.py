@@ -107,6 +107,25 @@ def test_size_summary_adds_up() -> None:
     assert found["growth_30d_percent"] is None
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_small_table_has_its_rows_before_any_analyze_sees_them() -> None:
+    execute("ANALYZE tenants")  # as init_db leaves it: seen while it was empty
+    TenantFactory.create_batch(3)
+    execute("SELECT pg_stat_force_next_flush()")
+    assert size("tenants")["row_estimate"] == 3
+    execute("DELETE FROM tenants")
+    execute("SELECT pg_stat_force_next_flush()")
+    assert size("tenants")["row_estimate"] == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_rows_are_what_analyze_saw_where_the_count_is_lost() -> None:
+    TenantFactory.create_batch(3)
+    execute("ANALYZE tenants")
+    execute("SELECT pg_stat_reset_single_table_counters('tenants'::regclass)")
+    assert size("tenants")["row_estimate"] == 3
+
+
 def test_partitions_are_summed_into_their_parent() -> None:
     execute("CREATE TABLE parts (id int, at date) PARTITION BY RANGE (at)")
     execute("CREATE INDEX parts_at ON parts (at)")
