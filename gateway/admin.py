@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin import AdminSite
 from django.db.models import Case, F, FloatField, QuerySet, When
 from django.db.models.functions import Cast
 from django.http import HttpRequest
@@ -328,9 +330,14 @@ class RequestQueueAdmin(PerServerAdmin):
 
 
 class JobAdmin(OperatorAdmin, ProcrastinateJobAdmin):  # type: ignore[misc]
-    """The job queue's own page, in this admin's looks."""
+    """The job queue's own page, in this admin's looks and words."""
 
     list_filter = ["status", "queue_name", "task_name"]
+
+    def __init__(self, model: type[ProcrastinateJob], admin_site: AdminSite) -> None:
+        super().__init__(model, admin_site)
+        self.opts = copy(self.opts)  # the model's own are the library's, with its migrations
+        self.opts.verbose_name, self.opts.verbose_name_plural = "background job", "background jobs"
 
 
 register_last(ProcrastinateJob, JobAdmin)

@@ -10,6 +10,7 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.templatetags.static import static
 from django.urls import URLPattern, path, reverse
+from django.utils.text import capfirst
 from unfold.sites import UnfoldAdminSite
 
 __all__ = ["GatewayAdminSite", "icon", "script", "sidebar", "style"]
@@ -48,10 +49,6 @@ ROOMS: dict[str, tuple[tuple[str, str], ...]] = {
         ("monitoring.ScheduledTask", "schedule"),
         ("procrastinate.ProcrastinateJob", "work_history"),
     ),
-}
-TITLES = {
-    "procrastinate.ProcrastinateJob": "background jobs",
-    "monitoring.AlertEvent": "alert history",
 }
 
 
@@ -114,15 +111,13 @@ def _figures() -> list[dict[str, Any]]:
 
 
 def _item(request: HttpRequest, label: str, icon: str) -> dict[str, Any] | None:
-    model = apps.get_model(label)
-    if not admin.site.get_model_admin(model).has_view_or_change_permission(request):
+    page = admin.site.get_model_admin(apps.get_model(label))
+    if not page.has_view_or_change_permission(request):
         return None
-    opts = model._meta
-    name = TITLES.get(label) or str(opts.verbose_name_plural)
     return {
-        "title": name[0].upper() + name[1:],
+        "title": capfirst(str(page.opts.verbose_name_plural)),
         "icon": icon,
-        "link": reverse(f"admin:{opts.app_label}_{opts.model_name}_changelist"),
+        "link": reverse(f"admin:{page.opts.app_label}_{page.opts.model_name}_changelist"),
     }
 
 

@@ -534,6 +534,7 @@ class AlertEvent(UUIDModel):
 
     class Meta:
         db_table = "alert_events"
+        verbose_name_plural = "alert history"
         constraints = [
             choices_constraint(table="alert_events", field="kind", choices=AlertEventKind),
         ]

@@ -24,6 +24,7 @@ from django.template.defaultfilters import filesizeformat
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.http import urlencode
+from django.utils.text import capfirst
 from django.utils.timezone import now
 from psycopg.errors import QueryCanceled
 from unfold import decorators as unfold_decorators
@@ -301,6 +302,13 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
     }
     audit_noun = ""
     audit_hidden: tuple[str, ...] = ()
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> Any:
+        # As the menu has it.
+        named = {"title": capfirst(str(self.opts.verbose_name_plural)), "opts": self.opts}
+        return super().changelist_view(request, named | (extra_context or {}))
 
     def formfield_for_dbfield(
         self, db_field: models.Field[Any, Any], request: HttpRequest, **kwargs: Any

@@ -14,6 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
+from gateway.admin_site import sidebar
 from gateway.defaults import defaults_ensure
 from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
 from monitoring.models import AuditLog, AuditLogEntry, MaterializedView, RequestLogEntry
@@ -137,6 +138,19 @@ def test_a_superuser_opens_every_page(model, model_admin, admin_client, rows):
         return
     checked(admin_client.get(url(model, "change", row.pk)), rows)
     checked(admin_client.get(url(model, "history", row.pk)), rows)
+
+
+def test_a_page_is_named_as_the_menu_names_it(admin_client, admin_user, rf):
+    request = rf.get("/admin/")
+    request.user = admin_user
+    items = [item for group in sidebar(request) for item in group["items"]]
+    assert len(items) > 20
+    for item in items:
+        text = admin_client.get(item["link"]).content.decode()
+        [title] = re.findall(r"<title>\s*(.*?) \| MCP Registry Gateway\s*</title>", text)
+        [heading] = re.findall(r"<h1[^>]*>(.*?)</h1>", text, re.DOTALL)
+        assert title == item["title"]
+        assert re.search(rf">\s*{title}\s*<", f">{heading}<"), title
 
 
 def test_every_table_has_a_page():
