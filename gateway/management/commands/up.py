@@ -14,6 +14,7 @@ from rich.text import Text
 from gateway.management.commands.serve import add_server_arguments
 from gateway.up import Running, Wanted, up
 
+INSPECTOR = "@modelcontextprotocol/inspector@2.12.0"
 FRAME = 20  # columns of the frame and the names in it
 
 
@@ -122,8 +123,8 @@ def snippets(running: Running) -> dict[str, str]:
             f'--header "{header}"'
         ),
         "VS Code, .vscode/mcp.json": json.dumps(vs_code, indent=2),
-        "MCP Inspector": (
-            f"npx @modelcontextprotocol/inspector --cli {running.mcp_url} --transport http "
+        "MCP Inspector (Node 22.19 or newer)": (
+            f"npx {INSPECTOR} --cli {running.mcp_url} --transport http "
             f'--header "{header}" --method tools/list'
         ),
     }

@@ -70,7 +70,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--rollback",
             action="store_true",
-            help="Undo the last recorded run, the last statement first.",
+            help="Undo the last recorded run, the last statement first; what ANALYZE gathered, and "
+            "grants that were put right, stay.",
         )
         parser.add_argument(
             "--lock-timeout",
@@ -204,7 +205,11 @@ class Command(BaseCommand):
             for change in [*left, *said]:
                 self._say(f"  {change.kind}: {change.name} {change.reason}")
             done = len(run.statements) if run else 0
-            undo = " (--rollback undoes them)" if run and running.rollback_steps(run) else ""
+            undo = (
+                " (--rollback undoes all but ANALYZE)"
+                if run and running.rollback_steps(run)
+                else ""
+            )
             self._say(f"{done} statement(s) ran{undo}." if run else "Nothing to do.")
             self._say_walls(walls)
         if failures:
