@@ -36,6 +36,8 @@ LOGS = (
     "request_rollup",
     "request_usage",
     "request_user",
+    "request_tool_days",
+    "metric_snapshots",
 )
 
 
