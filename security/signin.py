@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -21,12 +21,17 @@ __all__ = ["Guesses", "SignInForm"]
 
 FAILURES, SECONDS = 20, 300.0
 MAX_ADDRESSES = 10_000
+# Each waits for its hash inside its request's transaction: beside a full load five seconds, in
+# turns, where PostgreSQL ends a transaction that is idle for thirty.
+AT_ONCE = 4
+BUSY_SECONDS = 5.0
 
 
 class Guesses:
     """Failed sign-ins by address, the least recent forgotten first. Not shared between processes.
 
-    An IPv6 address counts with its /64, which one subscriber has to themselves.
+    An IPv6 address counts with its /64, which one subscriber has to themselves. Where there is no
+    address, as over a Unix socket, nobody is held up for what somebody else did.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,39 +39,41 @@ class Guesses:
         self._failures: OrderedDict[str, Window] = OrderedDict()
         self._lock = Lock()
 
-    def wait(self, address: str | None) -> float:
-        """Seconds until this address may try again; 0 when it may now."""
-        with self._lock:
-            window = self._failures.get(_network(address))
-            if window is None:
-                return 0.0
-            at = self._clock()
-            window.roll(at)
-            return window.free_in(at, FAILURES)
-
-    def note(self, address: str | None) -> None:
-        """Count one failure."""
-        name = _network(address)
+    def take(self, address: str | None) -> float:
+        """Count an attempt as failed and return 0; or, uncounted, the seconds to wait for one."""
+        if address is None:
+            return 0.0
+        name, at = _network(address), self._clock()
         with self._lock:
             window = self._failures.setdefault(name, Window(SECONDS))
             self._failures.move_to_end(name)
             if len(self._failures) > MAX_ADDRESSES:
                 self._failures.popitem(last=False)
-            window.roll(self._clock())
-            window.current += 1
+            window.roll(at)
+            wait = window.free_in(at, FAILURES)
+            window.current += not wait
+        return wait
+
+    def give_back(self, address: str | None) -> None:
+        """Uncount an attempt that did not fail."""
+        with self._lock:
+            window = self._failures.get(_network(address)) if address else None
+            if window is not None and window.current:
+                window.current -= 1
 
 
-def _network(address: str | None) -> str:
-    if not address or ip_address(address).version == 4:
-        return address or ""
+def _network(address: str) -> str:
+    if ip_address(address).version == 4:
+        return address
     return str(ip_network((address, 64), strict=False))
 
 
 _guesses = Guesses()
+_places = BoundedSemaphore(AT_ONCE)
 
 
 class SignInForm(AuthenticationForm):  # type: ignore[misc]
-    """Name and password. Where too many were wrong the form says how long to wait.
+    """Name and password. Who has to wait is told for how long.
 
     `retry_after` is then in seconds, and nothing was looked up or hashed.
     """
@@ -75,21 +82,22 @@ class SignInForm(AuthenticationForm):  # type: ignore[misc]
 
     def clean(self) -> dict[str, Any]:
         address = getattr(self.request, "client_address", None)
-        if wait := _guesses.wait(address):
-            raise self._too_many(wait)
+        if wait := _guesses.take(address):
+            raise self._refusal(wait, "Too many failed attempts to sign in from your address.")
+        if not _places.acquire(blocking=False):
+            _guesses.give_back(address)
+            raise self._refusal(BUSY_SECONDS, "Too many are signing in at this moment.")
         try:
-            return dict(super().clean())
-        except ValidationError:
-            _guesses.note(address)
-            raise
+            cleaned = dict(super().clean())
+        finally:
+            _places.release()
+        _guesses.give_back(address)
+        return cleaned
 
-    def _too_many(self, wait: float) -> ValidationError:
+    def _refusal(self, wait: float, why: str) -> ValidationError:
         self.retry_after = wait
-        minutes = math.ceil(wait / 60)
-        message = (
-            "Too many failed attempts to sign in from your address. "
-            f"Try again in {minutes} minute{'s' * (minutes > 1)}."
-        )
+        number, unit = (wait, "second") if wait < 60 else (wait / 60, "minute")
+        message = f"{why} Try again in {math.ceil(number)} {unit}{'s' * (number > 1)}."
         login_deny(
             request=self.request,
             username=self.cleaned_data.get("username") or "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from threading import Barrier, Thread, get_native_id
+from threading import Barrier, BoundedSemaphore, Thread, get_native_id
 
 import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher, check_password, make_password
@@ -57,7 +57,6 @@ def test_an_address_that_guesses_waits_and_then_may_try_again(clock, user):
 def test_who_waits_is_hashed_nothing_and_stays_in_the_audit_log(clock, user, monkeypatch):
     for _ in range(signin.FAILURES):
         sign_in(user, "wrong")
-    monkeypatch.setattr("django.contrib.auth.authenticate", pytest.fail)
     monkeypatch.setattr("django.contrib.auth.forms.authenticate", pytest.fail)
     assert sign_in(user, "correct horse").status_code == 429
     [entry] = AuditLog.objects.filter(details__reason="rate_limited")
@@ -71,22 +70,57 @@ def test_who_signs_in_is_not_counted(clock, user):
         assert sign_in(user, "correct horse").status_code == 302
 
 
+def fail(guesses, address, times=signin.FAILURES):
+    return [guesses.take(address) for _ in range(times)]
+
+
 def test_an_ipv6_subscriber_is_one_address():
     guesses = signin.Guesses(lambda: 0.0)
     for number in range(signin.FAILURES):
-        guesses.note(f"2001:db8:0:1::{number}")
-    assert guesses.wait("2001:db8:0:1:ffff::1") > 0
-    assert guesses.wait("2001:db8:0:2::1") == 0
-    assert guesses.wait(None) == 0
+        assert guesses.take(f"2001:db8:0:1::{number}") == 0
+    assert guesses.take("2001:db8:0:1:ffff::1") > 0
+    assert guesses.take("2001:db8:0:2::1") == 0
+
+
+def test_who_has_no_address_is_not_held_up_for_others():
+    guesses = signin.Guesses(lambda: 0.0)
+    assert not any(fail(guesses, None, signin.FAILURES + 1))
 
 
 def test_the_oldest_address_is_forgotten_first(monkeypatch):
     monkeypatch.setattr(signin, "MAX_ADDRESSES", 2)
     guesses = signin.Guesses(lambda: 0.0)
     for address in ("192.0.2.1", "192.0.2.2", "192.0.2.3"):
-        for _ in range(signin.FAILURES):
-            guesses.note(address)
-    assert [guesses.wait(f"192.0.2.{n}") > 0 for n in (1, 2, 3)] == [False, True, True]
+        fail(guesses, address)
+    assert [guesses.take(f"192.0.2.{n}") > 0 for n in (3, 2, 1)] == [True, True, False]
+
+
+def test_of_many_at_once_no_more_than_the_limit_are_let_through():
+    guesses, barrier, waits = signin.Guesses(lambda: 0.0), Barrier(8), []
+
+    def guess():
+        barrier.wait()
+        waits.extend(fail(guesses, "192.0.2.1"))
+
+    threads = [Thread(target=guess) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(waits), waits.count(0)) == (8 * signin.FAILURES, signin.FAILURES)
+
+
+@pytest.mark.django_db
+def test_who_comes_while_many_sign_in_is_told_to_come_again(clock, user, monkeypatch):
+    places = BoundedSemaphore(1)
+    monkeypatch.setattr(signin, "_places", places)
+    with places:
+        for _ in range(signin.FAILURES + 1):  # counted as no failure
+            answer = sign_in(user, "correct horse")
+            assert (answer.status_code, answer["Retry-After"]) == (429, "5")
+        assert "Too many are signing in at this moment." in answer.content.decode()
+    assert sign_in(user, "wrong").status_code == 200
+    assert sign_in(user, "correct horse").status_code == 302
 
 
 @pytest.fixture
