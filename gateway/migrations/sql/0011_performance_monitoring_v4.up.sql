@@ -102,6 +102,7 @@ tables AS (
     SELECT
         t.relname::text AS table_name,
         t.relkind = 'm' AS is_view,
+        t.relkind = 'p' AS is_partitioned,
         sum(pg_stat_get_live_tuples(c.oid)) AS live,
         sum(pg_stat_get_dead_tuples(c.oid)) AS dead,
         sum(pg_stat_get_tuples_returned(c.oid)) AS by_scan,
@@ -120,19 +121,23 @@ tables AS (
     GROUP BY t.relname, t.relkind
 ),
 -- Rows of large tables that were read since the worker's first reading of the day before, or ever
--- where there is none. Small tables are read whole, and rightly so; so are large ones now and then:
+-- where there is none. Counters that went down were reset in between: then all that they show is
+-- new. So it is with a log: the counters of its partitions come and go with them. Small tables are read whole, and rightly so; so are large ones now and then:
 -- to fill them, to build an index, to dump them, to sum them up each quarter of an hour. What is
 -- read without an index therefore counts from a hundred times the table on.
 reads AS (
     SELECT
         t.table_name, t.live,
-        greatest(t.by_index - coalesce(past.rows_by_index, 0), 0) AS by_index,
-        greatest(t.by_scan - coalesce(past.rows_by_scan, 0), 0) AS by_scan
+        t.by_index - CASE WHEN past.is_past THEN past.rows_by_index ELSE 0 END AS by_index,
+        t.by_scan - CASE WHEN past.is_past THEN past.rows_by_scan ELSE 0 END AS by_scan
     FROM tables t
     LEFT JOIN LATERAL (
-        SELECT s.rows_by_index, s.rows_by_scan
+        SELECT
+            s.rows_by_index, s.rows_by_scan,
+            s.rows_by_index <= t.by_index AND s.rows_by_scan <= t.by_scan AS is_past
         FROM database_size_snapshots s
         WHERE s.table_name = t.table_name AND s.rows_by_scan IS NOT NULL
+          AND NOT t.is_partitioned
           AND s.taken_on < (statement_timestamp() AT TIME ZONE 'UTC')::date
         ORDER BY s.taken_on DESC
         LIMIT 1
@@ -400,7 +405,7 @@ figures (place, metric, subject, value, unit, threshold, critical, low_is_bad, m
     SELECT 20, 'failed_tasks', name, 1, 'tasks', 0, NULL, false, statement_timestamp()
     FROM tasks WHERE has_failed
     UNION ALL
-    SELECT 20, 'task_late_seconds', 'all', max(coalesce(late, 0)), 's', 60, 600, false,
+    SELECT 20, 'task_late_seconds', 'all', max(late), 's', 60, 600, false,
            statement_timestamp()
     FROM tasks
     UNION ALL
