@@ -10,9 +10,10 @@ WITH relations AS (
         c.relispartition,
         pg_table_size(c.oid) AS table_size,
         pg_indexes_size(c.oid) AS index_size,
-        -- Counted as rows come and go, where reltuples waits for an ANALYZE, which a small table
-        -- may never see again. A crash or a reset forgets the count: then what ANALYZE saw.
+        -- A small table may never see an ANALYZE again: its rows are counted as they come and go. A
+        -- crash or a reset forgets that count, which a large table is too long without.
         CASE
+            WHEN c.reltuples > 10000 THEN c.reltuples::bigint
             WHEN pg_stat_get_live_tuples(c.oid) > 0 OR pg_stat_get_tuples_inserted(c.oid) > 0
             THEN pg_stat_get_live_tuples(c.oid)
             ELSE greatest(c.reltuples, 0)::bigint

@@ -126,6 +126,19 @@ def test_rows_are_what_analyze_saw_where_the_count_is_lost() -> None:
     assert size("tenants")["row_estimate"] == 3
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_large_table_has_its_rows_after_a_crash_forgot_the_count() -> None:
+    execute("CREATE TABLE large (id int) WITH (autovacuum_enabled = off)")
+    try:
+        execute("INSERT INTO large SELECT generate_series(1, 20000); ANALYZE large")
+        execute("SELECT pg_stat_reset_single_table_counters('large'::regclass)")
+        execute("INSERT INTO large VALUES (0)")
+        execute("SELECT pg_stat_force_next_flush()")
+        assert size("large")["row_estimate"] == 20_000
+    finally:
+        execute("DROP TABLE large")
+
+
 def test_partitions_are_summed_into_their_parent() -> None:
     execute("CREATE TABLE parts (id int, at date) PARTITION BY RANGE (at)")
     execute("CREATE INDEX parts_at ON parts (at)")
@@ -367,9 +380,32 @@ def test_dead_rows_and_index_usage_are_those_of_the_statistics() -> None:
         today = DatabaseSizeSnapshot.objects.filter(table_name="parts")
         assert (today.get().rows_by_scan, today.get().rows_by_index) == (own["seq"], own["idx"])
         today.update(taken_on=now().date() - timedelta(days=1))
-        assert "parts" not in metric("index_usage_percent"), "what was is over"
+        assert metric("index_usage_percent")["parts"]["value"] == usage, (
+            "partitions go, counters too"
+        )
     finally:
         execute("DROP TABLE parts")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_index_usage_is_of_what_was_read_since_the_day_before() -> None:
+    execute("CREATE TABLE whole (id int) WITH (autovacuum_enabled = off)")
+    try:
+        execute("INSERT INTO whole SELECT generate_series(1, 11000)")
+        execute("DO 'BEGIN FOR i IN 1..110 LOOP PERFORM count(*) FROM whole; END LOOP; END'")
+        execute("SELECT pg_stat_force_next_flush()")
+        assert metric("index_usage_percent")["whole"]["value"] == 0
+        size_snapshot_take()
+        assert "whole" in metric("index_usage_percent"), "today's reading is no past"
+        past = DatabaseSizeSnapshot.objects.filter(table_name="whole")
+        past.update(taken_on=now().date() - timedelta(days=1))
+        assert "whole" not in metric("index_usage_percent"), "what was is over"
+        past.update(rows_by_scan=10**9)
+        assert "whole" in metric("index_usage_percent"), (
+            "reset in between: all that it shows is new"
+        )
+    finally:
+        execute("DROP TABLE whole")
 
 
 def test_wraparound_is_the_worst_databases_share_of_all_ids() -> None:
