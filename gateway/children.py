@@ -104,15 +104,19 @@ class Child:
         elif self.process.poll() is not None:
             self._mourn(at)
 
+    def restart_with(self, *arguments: str) -> None:
+        """What it is started with from the next time on."""
+        self._arguments = arguments
+
     def _mourn(self, at: float) -> None:
-        self._deaths = self._deaths + 1 if at - self._born < QUICK_SECONDS else 1
+        self._deaths = self._deaths + 1 if at - self._born < QUICK_SECONDS else 0
         if self._deaths >= QUICK_DEATHS:
             raise ChildError(
                 f"The {self.name} {self._end()} again, {QUICK_DEATHS} times in a row within "
                 f"{QUICK_SECONDS} seconds of its start. {self._last_words()}"
             )
         self._kill_group()  # what it left behind may hold its port
-        self.restart_at = at + PAUSE_SECONDS * 2 ** (self._deaths - 1)
+        self.restart_at = at + PAUSE_SECONDS * 2 ** max(0, self._deaths - 1)
         self._on_error(f"The {self.name} {self._end()}; it is started again. Log: {self.log}")
 
     def _end(self) -> str:

@@ -43,9 +43,10 @@ def main() -> None:
         arguments[1] = arguments[1].replace("-", "_")
     if AS_APPLICATION & set(arguments[1:2]):
         os.environ.setdefault("GATEWAY_EMBEDDED_LOGIN", "mcp_gateway_app")
-    status = _run(arguments)
-    gc.freeze()  # else Python searches all of Django for garbage as it leaves: a second or two
-    sys.exit(status)
+    try:
+        sys.exit(_run(arguments))
+    finally:
+        gc.freeze()  # else Python searches all of Django for garbage as it leaves: a second or two
 
 
 def _run(arguments: list[str]) -> int:

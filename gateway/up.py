@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.management import CommandError, call_command
@@ -108,9 +109,7 @@ def up(
 def _start(
     wanted: Wanted, *, port: int, url: str, children: Children, on_step: Callable[[str], None]
 ) -> Running:
-    # While we migrate. With a port of its own choice it would have another one after a death.
-    sample_port = str(check_address("127.0.0.1", 0))
-    sample = children.start("sample", "gateway.sample", "--port", sample_port)
+    sample = children.start("sample", "gateway.sample", "--port", "0")  # while we migrate
     on_step("Bringing the schema up to date")
     _run("init_db")
     with crossing_tenants():
@@ -146,7 +145,9 @@ def _lay_out(
             _run("seed_dev_data", verbosity=0)  # its keys are shown once, and not in a log
     key = development.development_key(folder=settings.LOCAL_DIR, tenant=tenant)
     on_step("Registering the sample server")
-    development.sample_known(tenant=tenant, url=sample_url(sample))
+    url = sample_url(sample)
+    sample.restart_with("gateway.sample", "--port", str(urlsplit(url).port))  # at its address
+    development.sample_known(tenant=tenant, url=url)
     return password, key
 
 
@@ -218,13 +219,24 @@ def _children(
         # Once is asking, twice is insisting.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: children.kill())
-        on_step("Stopping; calls in flight may end, Ctrl-C once more cuts them off")
+        told = _unheard(on_step)
+        told("Stopping; calls in flight may end, Ctrl-C once more cuts them off")
         connections.close_all()
-        children.stop(told=lambda name: on_step(f"Stopping the {name}"))
+        children.stop(told=lambda name: told(f"Stopping the {name}"))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # PostgreSQL is stopped next, in any case
         if settings.DATABASE_IS_EMBEDDED:
-            on_step("Stopping PostgreSQL")
+            told("Stopping PostgreSQL")
+
+
+def _unheard(on_step: Callable[[str], None]) -> Callable[[str], None]:
+    """The same, though nobody listens any more: rich leaves the program over a closed pipe."""
+
+    def told(step: str) -> None:
+        with contextlib.suppress(OSError, SystemExit):
+            on_step(step)
+
+    return told
 
 
 def _environment(host: str) -> dict[str, str]:

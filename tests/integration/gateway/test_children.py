@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -109,6 +110,33 @@ def test_who_keeps_ending_is_given_up_with_its_last_words(family: Family) -> Non
     child.process.wait(timeout=10)
     with pytest.raises(ChildError, match=r"(?s)The breaker ended with status 1 again.*no disk"):
         family.children.revive(at=at)
+
+
+def test_a_long_life_is_none_of_the_quick_deaths(family: Family) -> None:
+    child = family.start("sleeper", "time.sleep(60)")
+    at, pauses = time.monotonic() + QUICK_SECONDS, []
+    for _ in range(QUICK_DEATHS):
+        child.process.kill()
+        child.process.wait(timeout=10)
+        family.children.revive(at=at)
+        pauses.append(child.restart_at - at)
+        at = child.restart_at
+        family.children.revive(at=at)
+    assert pauses == [PAUSE_SECONDS, PAUSE_SECONDS, 2 * PAUSE_SECONDS, 4 * PAUSE_SECONDS]
+    family.children.check()
+
+
+def test_who_is_started_again_is_told_what_it_chose(family: Family) -> None:
+    child = family.start("first", "time.sleep(60)")
+    child.restart_with("platform")
+    child.process.kill()
+    child.process.wait(timeout=10)
+    at = time.monotonic()
+    family.children.revive(at=at)
+    family.children.revive(at=at + PAUSE_SECONDS)
+    assert child.process.wait(timeout=10) == 0
+    child._reader.join(timeout=10)
+    assert platform.platform() in child.log.read_text()
 
 
 def test_who_lived_long_is_never_given_up(family: Family) -> None:
