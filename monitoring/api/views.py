@@ -306,17 +306,18 @@ class LogViewSet(Listed, ScopedViewSet[Any]):
     tenant_field = "tenant_id"
     time_field: ClassVar[str]
     newest: ClassVar[type[Keyset]]
-    # Parameters by an id that leads an index of the log, which goes on with the time.
-    indexed_with_time: ClassVar[frozenset[str]]
+    # Parameters that lead an index of the log, which goes on with the time.
+    indexed_with_time: ClassVar[tuple[frozenset[str], ...]]
 
     @property
     def pagination_class(self) -> type[Keyset]:  # type: ignore[override]  # depends on the request
         """Such rows are read along that index; all rows along the primary key."""
         request: Request | None = self.request
-        asked = set(request.query_params) if request else set()
-        if request and caller_of(request).is_operator and not asked & self.indexed_with_time:
-            return NewestFirst
-        return self.newest
+        if request is None or not caller_of(request).is_operator:
+            return self.newest
+        asked = {name for name, value in request.query_params.items() if value}
+        is_led = any(leading <= asked for leading in self.indexed_with_time)
+        return self.newest if is_led else NewestFirst
 
     def get_queryset(self) -> QuerySet[Any]:
         """For one entry its id tells the time: one partition is read and not all of them."""
@@ -343,7 +344,11 @@ class AuditLogViewSet(LogViewSet):
     filterset_class = AuditLogFilter
     newest = NewestAudit
     time_field = "timestamp"
-    indexed_with_time = frozenset(("tenant", "user", "resource_id"))
+    indexed_with_time = (
+        frozenset(("tenant",)),
+        frozenset(("user",)),
+        frozenset(("resource_type", "resource_id")),
+    )
 
     def rows(self) -> QuerySet[AuditLogEntry]:
         return AuditLogEntry.objects.all()
@@ -357,7 +362,7 @@ class RequestLogViewSet(LogViewSet):
     filterset_class = RequestLogFilter
     newest = NewestRequest
     time_field = "request_time"
-    indexed_with_time = frozenset(("tenant", "server"))
+    indexed_with_time = (frozenset(("tenant",)), frozenset(("server",)))
 
     def rows(self) -> QuerySet[RequestLogEntry]:
         return RequestLogEntry.objects.all()

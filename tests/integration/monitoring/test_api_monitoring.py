@@ -109,6 +109,9 @@ def test_every_list_of_a_log_bounds_time(operator, django_assert_num_queries):
         (AUDIT, {}, "id"),
         (AUDIT, {"tenant": "acme"}, "timestamp"),
         (AUDIT, {"user": str(UUID(int=1))}, "timestamp"),
+        (AUDIT, {"resource_type": "tenants", "resource_id": "1"}, "timestamp"),
+        (AUDIT, {"resource_id": "1"}, "id"),
+        (REQUESTS, {"tenant": ""}, "id"),
     ],
 )
 def test_a_log_is_read_along_an_index(operator, path, query, order):
