@@ -34,9 +34,17 @@ def row_change(*, row: Row, changes: Mapping[str, Any]) -> tuple[Row, dict[str, 
                 changed[name] = {"from": _plain(old), "to": _plain(new)}
                 setattr(current, name, new)
         if changed:
-            current.full_clean()
+            _check(current, changed)
             current.save(update_fields=[*changed, "updated_at"])
     return current, changed
+
+
+def _check(row: models.Model, changed: Mapping[str, Any]) -> None:
+    """What was stored under a milder rule stays as it is while other fields are changed."""
+    row.clean_fields(exclude={field.name for field in row._meta.fields} - changed.keys())
+    row.clean()
+    row.validate_unique()
+    row.validate_constraints()
 
 
 def _plain(value: Any) -> Any:

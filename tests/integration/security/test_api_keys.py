@@ -58,6 +58,14 @@ def test_somebody_elses_user_cannot_be_named(admin):
     assert (answer.status_code, answer.json().keys()) == (400, {"user"})
 
 
+def test_a_key_with_what_was_allowed_before_can_be_changed_still(admin):
+    EnhancedAPIKey.objects.filter(pk=admin.key.pk).update(ip_whitelist=["127.0.0.1/8"])
+    answer = admin.patch(f"{KEYS}/{admin.key.pk}", {"name": "renamed"}, "json")
+    assert (answer.status_code, answer.json()["ip_whitelist"]) == (200, ["127.0.0.1/8"])
+    answer = admin.patch(f"{KEYS}/{admin.key.pk}", {"ip_whitelist": ["127.0.0.2/8"]}, "json")
+    assert (answer.status_code, list(answer.json())) == (400, ["ip_whitelist"])
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
