@@ -635,7 +635,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
 
 def _with_masks(fieldsets: Any) -> list[Any]:
     """For readers: a webhook's path is often its secret."""
-    shown = {"notification_channels": "channels_shown"}  # a line of several fields is no key
+    shown = {"notification_channels": "channels_shown"}
     return [
         (title, {**options, "fields": [shown.get(field, field) for field in options["fields"]]})
         for title, options in fieldsets
