@@ -140,7 +140,10 @@ def traffic_series(*, hours: int, at: datetime) -> list[Row]:
 
 
 def top_tools(*, since: datetime, limit: int) -> list[Row]:
-    """The tools that were called most from an hour until now; the server of one may be gone."""
+    """The tools that were called most since a full hour, until now.
+
+    `server` is None where that server is gone.
+    """
     midnight = datetime.combine(since.astimezone(UTC), time.min, UTC)
     if midnight < since:
         midnight += timedelta(days=1)

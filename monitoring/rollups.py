@@ -82,7 +82,8 @@ def _compact_batch() -> int:
 def rollups_prune(*, at: datetime, stop: Stop = never) -> int:
     """Delete short spans whose time is over, a day in a transaction; returns the rows deleted.
 
-    Days stay for good. `request_rollup_horizons` tells readers how far back the others reach.
+    Days stay for good, but for those of tools, which go with the hours. `request_rollup_horizons`
+    tells readers how far back the others reach.
     """
     done = 0
     for minutes, kept in _kept():

@@ -38,11 +38,6 @@ STORAGE = (
         reason="the newest hour is added to every few seconds",
     ),
     Storage(
-        table="request_tool_days",
-        parameters={"fillfactor": 80},
-        reason="today's rows are added to every few seconds",
-    ),
-    Storage(
         table="request_users",
         parameters={"fillfactor": 80},
         reason="the newest hour is added to every few seconds",

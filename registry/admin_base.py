@@ -170,7 +170,7 @@ class CommaSeparatedWidget(UnfoldAdminTextInputWidget):  # type: ignore[misc]
 
 
 class SafeJSONField(forms.JSONField):
-    """Any JSON but what `jsonb` refuses; that is shown again as it was typed."""
+    """Any JSON that may be stored; other text is shown again as it was typed."""
 
     default_error_messages = {"unstorable": UNSTORABLE}
 

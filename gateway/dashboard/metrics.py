@@ -46,7 +46,7 @@ NAMES = {
     "pool_utilisation_percent": "pool utilisation",
     "replication_lag_seconds": "replication lag",
     "longest_transaction_seconds": "longest transaction",
-    "task_late_seconds": "latest task",
+    "task_late_seconds": "most overdue task",
     "database_size_bytes": "database size",
 }
 

@@ -171,7 +171,13 @@ def _compact(connection: psycopg.Connection[Any]) -> None:
 
 
 def _sizes(connection: psycopg.Connection[Any]) -> None:
-    for table in ("request_logs", "request_rollups", "request_usage", "request_users"):
+    for table in (
+        "request_logs",
+        "request_rollups",
+        "request_usage",
+        "request_users",
+        "request_tool_days",
+    ):
         found = connection.execute(
             sql.SQL(
                 "SELECT (SELECT count(*) FROM {}), (SELECT pg_size_pretty(sum("

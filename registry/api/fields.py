@@ -45,7 +45,7 @@ class NamesARow(serializers.RelatedField[Any, Any, Any]):
 
 
 class SafeJSONField(serializers.JSONField):
-    """Any JSON but what `jsonb` refuses."""
+    """Any JSON that may be stored: see `registry.db.jsonb`."""
 
     default_error_messages = {"unstorable": UNSTORABLE}
 

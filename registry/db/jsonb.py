@@ -1,4 +1,4 @@
-"""What `jsonb` can hold, asked before PostgreSQL is."""
+"""What we let into `jsonb`: what it can hold, and no deeper than people write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SURROGATES = range(0xD800, 0xE000)
 
 
 def is_storable(value: Any) -> bool:
-    """Whether `jsonb` takes a value that was read from JSON."""
+    """Whether a value that was read from JSON may be stored."""
     level = [value]
     for _ in range(DEEPEST + 1):
         if not all(map(_is_storable_alone, level)):

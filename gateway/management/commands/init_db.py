@@ -83,7 +83,8 @@ class Command(BaseCommand):
         if raised.foreign:
             raise CommandError(
                 f"The database is not ready: {_state(raised)}. Have a superuser run the SQL above, "
-                "or name their owner in DATABASE_MAINTENANCE_URL; then run init_db again."
+                "or name in DATABASE_MAINTENANCE_URL who owns all tables and is none of the "
+                "gateway's own roles; then run init_db again."
             )
         if not raised.is_complete and login is not None:
             raise CommandError(
@@ -102,7 +103,7 @@ class Command(BaseCommand):
 
     def _judge_login(self, walled: str | None) -> None:
         """CommandError for a login that no wall holds; a word where one user does everything."""
-        login = walled or connection.settings_dict["USER"]
+        login = walled or connection.settings_dict["USER"] or _session_user()
         with _as_owner():
             reason = passes_walls(login)
         if reason is None or settings.DATABASE_IS_EMBEDDED:
@@ -150,6 +151,13 @@ def _walled_login() -> str | None:
     login = connection.settings_dict["USER"]
     owner = (settings.DATABASE_MAINTENANCE or settings.DATABASE_DIRECT or {}).get("USER", login)
     return None if owner == login else login
+
+
+def _session_user() -> str:
+    """As whom a URL without a user logs in."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT session_user")
+        return str(cursor.fetchone()[0])
 
 
 def _state(raised: Raised) -> str:

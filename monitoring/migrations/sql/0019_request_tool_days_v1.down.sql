@@ -1,2 +1,2 @@
 -- The rows go with their table.
-ALTER TABLE request_tool_days RESET (fillfactor);
+SELECT 1;

@@ -1,5 +1,3 @@
-ALTER TABLE request_tool_days SET (fillfactor = 80);
-
 -- The days of what is counted already. What the deltas hold is added when they are moved, so nobody
 -- may move any meanwhile.
 SELECT pg_advisory_xact_lock(hashtext('request_rollups_compact'));
