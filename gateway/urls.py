@@ -7,6 +7,8 @@ from django.utils.functional import lazy
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
+admin.autodiscover()
+
 handler400 = "gateway.errors.bad_request"
 handler404 = "gateway.errors.not_found"
 handler500 = "gateway.errors.server_error"

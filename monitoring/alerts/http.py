@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 
-import aiohttp
 from asgiref.sync import async_to_sync
 
 from registry.upstream import AddressPolicy, guarded_socket
@@ -42,6 +41,8 @@ async def _call(
     headers: Mapping[str, str],
     policy: AddressPolicy | None,
 ) -> None:
+    import aiohttp  # which reads all of the system's certificates: no command should wait for it
+
     guard = None if policy is None else partial(guarded_socket, policy=policy)
     connector = aiohttp.TCPConnector(socket_factory=guard, force_close=True)
     try:
@@ -64,6 +65,8 @@ async def _call(
 
 
 def _why(error: Exception) -> str:
+    import aiohttp
+
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, PermissionError):
         return (cause.strerror or "it may not be connected to").rstrip(".")

@@ -23,9 +23,10 @@ from rest_framework.response import Response
 from rest_framework.serializers import as_serializer_error
 from rest_framework.views import exception_handler
 
+from registry.api.parsers import TooLarge
 from registry.db.partitions import NOWHERE, is_about_partitions
 
-__all__ = ["Busy", "Conflict", "Nowhere", "TooLarge", "handle"]
+__all__ = ["Busy", "Conflict", "Nowhere", "handle"]
 
 
 class Conflict(rest.APIException):
@@ -37,14 +38,6 @@ class Conflict(rest.APIException):
         "This conflicts with what is stored: such a row exists already, or one that is named here "
         "was removed meanwhile. Read it again and retry."
     )
-
-
-class TooLarge(rest.APIException):
-    """The body is longer than DATA_UPLOAD_MAX_MEMORY_SIZE, a setting of Django's."""
-
-    status_code = 413
-    default_code = "too_large"
-    default_detail = "The body is too large. Send less at once."
 
 
 class Busy(rest.APIException):

@@ -8,11 +8,17 @@ from typing import IO, Any
 
 from django.conf import settings
 from rest_framework import parsers
-from rest_framework.exceptions import ParseError
+from rest_framework.exceptions import APIException, ParseError
 
-from registry.api.errors import TooLarge
+__all__ = ["JSONParser", "TooLarge"]
 
-__all__ = ["JSONParser"]
+
+class TooLarge(APIException):
+    """The body is longer than DATA_UPLOAD_MAX_MEMORY_SIZE, a setting of Django's."""
+
+    status_code = 413
+    default_code = "too_large"
+    default_detail = "The body is too large. Send less at once."
 
 
 class JSONParser(parsers.JSONParser):

@@ -1,4 +1,4 @@
-"""How the OpenAPI document names the credentials. Imported by `security.apps`."""
+"""How the OpenAPI document names the credentials. Imported by `security.api.urls`."""
 
 from __future__ import annotations
 

@@ -56,6 +56,7 @@ class Command(BaseCommand):
         "Exit status: 0 done; 1 failed, other rows in one arm than in another, or a headline query "
         "found no index; 2 wrong usage."
     )
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--size", choices=SIZES, default="small", help="Default: small.")

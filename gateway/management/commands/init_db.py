@@ -29,6 +29,7 @@ class Command(BaseCommand):
         "Create the schema, the database's roles and walls, the default tenant, groups, alerts and "
         "retention. Safe to repeat."
     )
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

@@ -10,6 +10,7 @@ from registry.periodic import PeriodicTask
 
 class Command(BaseCommand):
     help = "Run the worker's periodic tasks now, all of them or one."
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--task", metavar="NAME", help=f"One of: {', '.join(PERIODIC)}.")

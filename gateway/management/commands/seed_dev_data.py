@@ -11,6 +11,7 @@ from monitoring.audit import Actor
 
 class Command(BaseCommand):
     help = "Add development data: users, keys, servers and a history of calls. Safe to repeat."
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--servers", type=int, default=12, metavar="N", help="Default: 12.")

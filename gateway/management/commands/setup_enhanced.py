@@ -17,6 +17,7 @@ RIGHTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 
 class Command(BaseCommand):
     help = "init_db, then what the flags say: performance objects, development data, or both."
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--full", action="store_true", help="All of the flags below.")

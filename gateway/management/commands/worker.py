@@ -11,6 +11,7 @@ from registry.db.partitions import PartitionsError
 
 class Command(BaseCommand):
     help = "Do the background work until SIGTERM or Ctrl-C. Any number of workers may run."
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

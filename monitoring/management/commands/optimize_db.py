@@ -44,6 +44,7 @@ class Command(BaseCommand):
         "reported), 3 functions, 4 views, 5 statistics. "
         "Safe to repeat. Exit status: 0 done, 1 failed or --check found a fault, 2 wrong usage."
     )
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

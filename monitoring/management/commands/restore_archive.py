@@ -26,6 +26,7 @@ class Command(BaseCommand):
         "with what was archived; when they differ, nothing is left behind. Without FILE, lists "
         "the archives in GATEWAY_ARCHIVE_DIR."
     )
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("file", nargs="?", type=Path, metavar="FILE")

@@ -22,6 +22,7 @@ ARGUMENTS = {
 
 class Command(BaseCommand):
     help = "Register an MCP server, check its health and read its tools."
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", metavar="NAME")

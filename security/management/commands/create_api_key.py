@@ -20,6 +20,7 @@ DEFAULT_SCOPES = [APIKeyScope.PROXY.value, APIKeyScope.READ.value]
 
 class Command(BaseCommand):
     help = "Create an API key and print it once; only its prefix can be read again."
+    requires_system_checks = []  # they are about the code, and load every page
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", metavar="NAME")

@@ -48,6 +48,7 @@ from tests.factories import (
 
 pytestmark = pytest.mark.django_db
 
+admin.autodiscover()
 ADMINS = sorted(admin.site._registry.items(), key=lambda pair: pair[0]._meta.label)
 EACH = pytest.mark.parametrize(
     ("model", "model_admin"), ADMINS, ids=[model._meta.label for model, _ in ADMINS]
