@@ -11,6 +11,7 @@ import pytest
 from django.core.management.commands import flush as flush_command
 from django.db import connection
 from django.test import override_settings
+from servestatic.middleware import ServeStaticMiddleware
 
 from tests.serving import port_now
 
@@ -44,6 +45,24 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[N
 def cheap_passwords() -> Iterator[None]:
     """A third of a second for each user is what attackers are to pay, not tests."""
     with override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"]):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def static_files_found_once() -> Iterator[None]:
+    """Each test client makes the middleware anew, which looks at two hundred files."""
+    find = ServeStaticMiddleware.add_files_from_finders
+    found: dict[tuple[bool, int | None], dict[str, Any]] = {}
+
+    def add(self: Any) -> None:
+        kind = self.autorefresh, self.max_age
+        if kind not in found:
+            find(self)
+            found[kind] = self.files
+        self.files = found[kind]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ServeStaticMiddleware, "add_files_from_finders", add)
         yield
 
 
