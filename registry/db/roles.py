@@ -112,16 +112,16 @@ def walls_raise(*, using: str = "default") -> Raised:
     done, refused = _make_roles(using)
     if any(not step.is_optional for step in refused):
         return Raised(done, refused, walled=False)
-    for table in _tables(using):
+    for table in _differing(using):
         try:
             made = _retried(lambda name=table: _make_table(using, name))  # type: ignore[misc]
         except DatabaseError as error:
             if not isinstance(error.__cause__, errors.InsufficientPrivilege):
                 raise
             made = 0  # somebody else's table
-            refused += tuple(_table_steps(using, table))
+            refused += _steps_of(using, table)
         if made:  # of who may not grant what it holds, PostgreSQL takes it, warns and does nothing
-            left = tuple(_table_steps(using, table))
+            left = _steps_of(using, table)
             made, refused = made - len(left), refused + left
         done += made
     done += _retried(lambda: _make_rest(using))
@@ -139,9 +139,11 @@ def walls_pending(
     """
     if any(not step.is_optional for step in roles_missing(using=using)):
         return None
-    tables = [step for table in _tables(using) for step in _table_steps(using, table)]
+    tables = _tables(using)
+    facts = _read_facts(using, tables)
+    steps = [step for table in tables for step in _table_steps(facts, table)]
     views = [_new_view_grant(name) for name in new_views]
-    return (*tables, *_rest_steps(using), *views)
+    return (*steps, *_rest_steps(using), *views)
 
 
 def _new_view_grant(name: str) -> Step:
@@ -201,7 +203,7 @@ def _make_roles(using: str) -> tuple[int, tuple[Step, ...]]:
 
 
 def _make_table(using: str, table: str) -> int:
-    steps = tuple(_table_steps(using, table))
+    steps = _steps_of(using, table)
     if steps:
         with transaction.atomic(using=using):
             for step in steps:
@@ -236,7 +238,9 @@ def _run(using: str, step: Step) -> None:
         cursor.execute(step.statement)
 
 
-def _rows(using: str, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+def _rows(
+    using: str, query: str, parameters: list[Any] | dict[str, Any] | None = None
+) -> list[tuple[Any, ...]]:
     with connections[using].cursor() as cursor:
         cursor.execute(query, parameters)
         return list(cursor.fetchall())
@@ -465,13 +469,29 @@ def _tables(using: str) -> list[str]:
     return sorted(row[0] for row in found)
 
 
-def _table_steps(using: str, table: str) -> Iterator[Step]:
-    wall = next((wall for wall in walls() if wall.table == table), None)
-    yield from _grant_steps(using, table, _privileges(table, wall))
-    yield from _reader_steps(using, table, wall)
+def _differing(using: str) -> list[str]:
+    """The tables about which something is to be done; most of the time there is none."""
+    tables = _tables(using)
+    facts = _read_facts(using, tables)
+    return [table for table in tables if any(_table_steps(facts, table))]
+
+
+def _steps_of(using: str, table: str) -> tuple[Step, ...]:
+    """By what the table has now."""
+    return tuple(_table_steps(_read_facts(using, [table]), table))
+
+
+def _table_steps(facts: _Facts, table: str) -> Iterator[Step]:
+    wall = _wall_of(table)
+    yield from _grant_steps(facts.grants, table, _privileges(table, wall))
+    yield from _reader_steps(facts, table, wall)
     if wall is not None:
-        yield from _flag_steps(using, table)
-        yield from _policy_steps(using, wall)
+        yield from _flag_steps(facts, table)
+        yield from _policy_steps(facts, wall)
+
+
+def _wall_of(table: str) -> Wall | None:
+    return next((wall for wall in walls() if wall.table == table), None)
 
 
 def _privileges(table: str, wall: Wall | None) -> dict[str, frozenset[str]]:
@@ -484,21 +504,78 @@ def _privileges(table: str, wall: Wall | None) -> dict[str, frozenset[str]]:
     return {APP_ROLE: READ | added | changed, OPERATOR_ROLE: operator}
 
 
+_Grants = dict[str, list[tuple[str, str]]]  # a relation's: role and privilege
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What relations have, by name: read together, for there are many and each answer is short."""
+
+    grants: _Grants
+    columns: dict[str, list[tuple[str, bool]]]  # name, and whether the read-only role reads it
+    flags: dict[str, list[tuple[bool, bool]]]  # row-level security: enabled, forced
+    policies: dict[str, list[tuple[str, str, str]]]  # name, signature, shape
+
+
 _GRANTS = """
-SELECT grantee.rolname, acl.privilege_type
+SELECT t.relname, grantee.rolname, acl.privilege_type
   FROM pg_class AS t
  CROSS JOIN LATERAL aclexplode(t.relacl) AS acl
   JOIN pg_roles AS grantee ON grantee.oid = acl.grantee
- WHERE t.oid = %s::regclass AND grantee.rolname = ANY(%s)
+ WHERE t.relnamespace = current_schema()::regnamespace AND t.relname = ANY(%(names)s)
+   AND grantee.rolname = ANY(%(roles)s)
+"""
+_COLUMNS = """
+SELECT t.relname, a.attname, has_column_privilege(%(reader)s, t.oid, a.attnum, 'SELECT')
+  FROM pg_class AS t JOIN pg_attribute AS a ON a.attrelid = t.oid
+ WHERE t.relnamespace = current_schema()::regnamespace AND t.relname = ANY(%(names)s)
+   AND a.attnum > 0 AND NOT a.attisdropped
+"""
+_FLAGS = """
+SELECT t.relname, t.relrowsecurity, t.relforcerowsecurity
+  FROM pg_class AS t
+ WHERE t.relnamespace = current_schema()::regnamespace AND t.relname = ANY(%(names)s)
+"""
+_POLICIES = """
+SELECT t.relname, p.polname, coalesce(obj_description(p.oid, 'pg_policy'), ''),
+       concat_ws('|', p.polcmd, p.polpermissive, p.polroles::text,
+                 pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
+  FROM pg_class AS t JOIN pg_policy AS p ON p.polrelid = t.oid
+ WHERE t.relnamespace = current_schema()::regnamespace AND t.relname = ANY(%(names)s)
 """
 
 
-def _grant_steps(using: str, relation: str, wanted: dict[str, frozenset[str]]) -> Iterator[Step]:
+def _read_facts(using: str, names: list[str]) -> _Facts:
+    secretive = [wall.table for wall in walls() if wall.secret and wall.table in names]
+    return _Facts(
+        grants=_read_grants(using, names),
+        columns=_by_relation(using, _COLUMNS, names=secretive, reader=READER_ROLE),
+        flags=_by_relation(using, _FLAGS, names=names),
+        policies=_by_relation(using, _POLICIES, names=names),
+    )
+
+
+def _read_grants(using: str, names: list[str]) -> _Grants:
+    roles = [APP_ROLE, OPERATOR_ROLE, READER_ROLE]
+    return _by_relation(using, _GRANTS, names=names, roles=roles)
+
+
+def _by_relation(using: str, query: str, **parameters: Any) -> dict[str, list[Any]]:
+    """Rows by their first column, without it."""
+    found: dict[str, list[Any]] = {}
+    for name, *row in _rows(using, query, parameters):
+        found.setdefault(name, []).append(tuple(row))
+    return found
+
+
+def _grant_steps(
+    grants: _Grants, relation: str, wanted: dict[str, frozenset[str]]
+) -> Iterator[Step]:
     """GRANT what is missing, REVOKE what is too much."""
-    quoted = sql.Identifier(relation).as_string(None)
     held: dict[str, set[str]] = {role: set() for role in wanted}
-    for role, privilege in _rows(using, _GRANTS, [quoted, list(wanted)]):
-        held[role].add(privilege)
+    for role, privilege in grants.get(relation, []):
+        if role in held:
+            held[role].add(privilege)
     for role, privileges in wanted.items():
         names = {"table": sql.Identifier(relation), "role": sql.Identifier(role)}
         if missing := sorted(privileges - held[role]):
@@ -512,18 +589,14 @@ def _list(keywords: list[str]) -> sql.Composable:
     return sql.SQL(", ").join(sql.SQL(word) for word in keywords)
 
 
-def _reader_steps(using: str, table: str, wall: Wall | None) -> Iterator[Step]:
+def _reader_steps(facts: _Facts, table: str, wall: Wall | None) -> Iterator[Step]:
     """SELECT for dashboards, but for the columns that are secret."""
     if wall is None or not wall.secret:
         closed = table.startswith(CLOSED_TO_READER)
-        yield from _grant_steps(using, table, {READER_ROLE: frozenset() if closed else READ})
+        wanted = {READER_ROLE: frozenset() if closed else READ}
+        yield from _grant_steps(facts.grants, table, wanted)
         return
-    columns = _rows(
-        using,
-        "SELECT attname, has_column_privilege(%s, attrelid, attnum, 'SELECT')"
-        " FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
-        [READER_ROLE, sql.Identifier(table).as_string(None)],
-    )
+    columns = facts.columns[table]
     names = {"table": sql.Identifier(table), "role": sql.Identifier(READER_ROLE)}
     if any(readable for name, readable in columns if name in wall.secret):
         yield _step("REVOKE SELECT ON {table} FROM {role}", **names)
@@ -534,12 +607,8 @@ def _reader_steps(using: str, table: str, wall: Wall | None) -> Iterator[Step]:
         yield _step("GRANT SELECT ({columns}) ON {table} TO {role}", columns=listed, **names)
 
 
-def _flag_steps(using: str, table: str) -> Iterator[Step]:
-    [(enabled, forced)] = _rows(
-        using,
-        "SELECT relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid = %s::regclass",
-        [sql.Identifier(table).as_string(None)],
-    )
+def _flag_steps(facts: _Facts, table: str) -> Iterator[Step]:
+    [(enabled, forced)] = facts.flags[table]
     if not enabled:
         yield _step("ALTER TABLE {t} ENABLE ROW LEVEL SECURITY", t=sql.Identifier(table))
     if not forced:  # the owner too: it passes because it has the operator's rights
@@ -547,14 +616,6 @@ def _flag_steps(using: str, table: str) -> Iterator[Step]:
 
 
 # --------------------------------------------------------------------------- policies
-
-
-_POLICIES = """
-SELECT p.polname, coalesce(obj_description(p.oid, 'pg_policy'), ''),
-       concat_ws('|', p.polcmd, p.polpermissive, p.polroles::text,
-                 pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
-  FROM pg_policy AS p WHERE p.polrelid = %s::regclass
-"""
 
 
 def _policies(wall: Wall) -> dict[str, sql.Composed]:
@@ -575,12 +636,12 @@ def _policies(wall: Wall) -> dict[str, sql.Composed]:
     return made
 
 
-def _policy_steps(using: str, wall: Wall) -> Iterator[Step]:
+def _policy_steps(facts: _Facts, wall: Wall) -> Iterator[Step]:
     """Those that are missing or are not what they were signed as; foreign ones go."""
     table = sql.Identifier(wall.table)
     wanted = _policies(wall)
     held: set[str] = set()
-    for name, signature, shape in _rows(using, _POLICIES, [table.as_string(None)]):
+    for name, signature, shape in facts.policies.get(wall.table, []):
         if name in wanted and signature == _signature(wanted[name], shape):
             held.add(name)
         else:
@@ -601,10 +662,11 @@ def _sign_policies(using: str, table: str) -> None:
     PostgreSQL prints expressions in its own words, so a change by hand shows in the second half
     and a change of the declaration in the first.
     """
-    wall = next((wall for wall in walls() if wall.table == table), None)
+    wall = _wall_of(table)
     wanted = _policies(wall) if wall else {}
     quoted = sql.Identifier(table)
-    for name, signature, shape in _rows(using, _POLICIES, [quoted.as_string(None)]):
+    held = _by_relation(using, _POLICIES, names=[table])
+    for name, signature, shape in held.get(table, []):
         expected = _signature(wanted[name], shape)
         if signature != expected:
             comment = _step(
@@ -636,13 +698,15 @@ SELECT c.relname, c.relkind::text
 def _rest_steps(using: str) -> Iterator[Step]:
     """The schema, and in it the views, for everybody who looks across tenants, and sequences."""
     yield from _schema_steps(using)
-    for name, kind in _rows(using, _RELATIONS):
+    relations = _rows(using, _RELATIONS)
+    grants = _read_grants(using, [name for name, _ in relations])
+    for name, kind in relations:
         if kind == "S":
             use = frozenset({"USAGE"})
-            yield from _grant_steps(using, name, {APP_ROLE: use, OPERATOR_ROLE: use})
+            yield from _grant_steps(grants, name, {APP_ROLE: use, OPERATOR_ROLE: use})
         else:  # a view reads as its owner: through it the application would see every tenant
             yield from _grant_steps(
-                using, name, {APP_ROLE: frozenset(), OPERATOR_ROLE: READ, READER_ROLE: READ}
+                grants, name, {APP_ROLE: frozenset(), OPERATOR_ROLE: READ, READER_ROLE: READ}
             )
 
 

@@ -7,8 +7,8 @@ columns, in which `{tenant}` stands for the transaction's tenant.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import LiteralString
 
@@ -52,11 +52,15 @@ class Wall:
         return self.change if self.add is None else self.add
 
 
-def walls() -> Iterator[Wall]:
+@cache
+def walls() -> tuple[Wall, ...]:
     """The walls of all installed apps."""
-    for app in apps.get_app_configs():
-        if app.module is not None and module_has_submodule(app.module, "walls"):
-            yield from getattr(import_module(f"{app.name}.walls"), "WALLS", ())
+    return tuple(
+        wall
+        for app in apps.get_app_configs()
+        if app.module is not None and module_has_submodule(app.module, "walls")
+        for wall in getattr(import_module(f"{app.name}.walls"), "WALLS", ())
+    )
 
 
 def expression(text: LiteralString) -> sql.Composed:
