@@ -23,6 +23,7 @@ from tests.integration.gateway.conftest import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INSPECTOR = ROOT / ".local/peers/node_modules/.bin/mcp-inspector"
+pytestmark = pytest.mark.xdist_group("clients")  # one `up` for all of them
 
 
 @pytest.fixture(scope="module")

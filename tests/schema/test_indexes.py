@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.apps import apps
 from django.db import connection, transaction
 from django.db.models import QuerySet
+from django.utils.timezone import now
+from psycopg import sql
 
+from monitoring.models import DataRetentionPolicy
 from monitoring.optimize.state import (
     State,
     declared_state,
     definition_from_using,
     our_labels,
 )
+from monitoring.retention.run import batch_statement
+from monitoring.retention.tables import RETAINED
+from monitoring.retention.target import target_of
 from registry.db.catalogue import IndexEntry, catalogue, left_out
 from registry.db.tenancy import operator_transaction, tenant_transaction
 from registry.models import ServerTool
@@ -353,3 +360,35 @@ def test_tool_discovery_is_a_nested_loop_over_indexes() -> None:
     assert plan.indexes == {"idx_server_tools_name_server", "mcp_servers_pkey"}
     assert "Nested Loop" in plan.kinds
     assert not {"Seq Scan", "Hash Join"} & plan.kinds
+
+
+# By table: the days that a retention policy keeps, and the index that finds what is older.
+BATCHED = {
+    "alert_events": (365, "idx_alert_events_occurred_at"),
+    "sessions": (7, "idx_sessions_expires_at"),
+    "database_size_snapshots": (390, "idx_database_size_snapshots_taken_on"),
+    "statement_snapshots": (7, "idx_statement_snapshots_taken_at"),
+    "optimize_runs": (365, "idx_optimize_runs_started_at"),
+}
+
+
+@pytest.mark.usefixtures("seeded")
+@pytest.mark.parametrize("table", BATCHED)
+def test_a_batch_of_a_retention_policy_reads_by_its_index(table: str) -> None:
+    """And what it found, it deletes by its place."""
+    days, index = BATCHED[table]
+    policy = DataRetentionPolicy(
+        table_name=table, date_column=RETAINED[table], retention_days=days, batch_size=1000
+    )
+    statement = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) ") + batch_statement(target_of(policy))
+    with transaction.atomic(), connection.cursor() as cursor:
+        old = now() - timedelta(days=days)
+        cursor.execute(statement, ["-infinity", old, 1000])
+        (plan,) = cursor.fetchone()
+        transaction.set_rollback(True)
+    nodes = list(_nodes(plan[0]["Plan"]))
+    assert index in {node.get("Index Name") for node in nodes}
+    assert "Tid Scan" in {node["Node Type"] for node in nodes}
+    assert "Seq Scan" not in {node["Node Type"] for node in nodes}
+    gone = next(node for node in nodes if node["Node Type"] == "ModifyTable")
+    assert gone["Actual Rows"] > 0

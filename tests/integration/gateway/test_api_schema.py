@@ -9,6 +9,8 @@ from django.test import Client
 
 from tests.api import api_patterns
 
+pytestmark = pytest.mark.xdist_group("api_schema")
+
 OUTSIDE = re.compile(r"""(?:src|href|url)\s*[=(:]\s*["']?(?:https?:)?//(?!testserver)[^"'\s)]+""")
 
 

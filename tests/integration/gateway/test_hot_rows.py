@@ -37,7 +37,7 @@ from tests.factories import (
     TenantFactory,
 )
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("hot_rows")]
 ROUNDS = 60
 HOT_SHARE = 0.95
 

@@ -16,6 +16,8 @@ from registry.db.ids import uuid7
 from registry.mcp_client import Limits, Target, probe
 from registry.upstream import current_policy
 
+pytestmark = pytest.mark.xdist_group("sample")
+
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:

@@ -30,7 +30,11 @@ from registry.db.partitions import partitions_make, read_partitions
 
 # Other processes see what is committed only, so a connection of its own does everything here; the
 # mark is for the test database.
-pytestmark = [pytest.mark.django_db, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.django_db,
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("optimize_killed"),
+]
 
 ROOT = Path(__file__).parents[3]
 NEVER = -1
