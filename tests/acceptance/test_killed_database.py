@@ -18,9 +18,9 @@ import psycopg
 import pytest
 
 from registry.db.embedded import Cluster
-from tests.acceptance.test_up import Up, _is_ready, local, up
+from tests.acceptance.test_up import Up, _is_ready, local, runs, up
 
-__all__ = ["local", "up"]  # fixtures
+__all__ = ["local", "runs", "up"]  # fixtures
 
 pytestmark = [
     pytest.mark.xdist_group("up"),
