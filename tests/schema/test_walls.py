@@ -39,6 +39,14 @@ def rows(query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
+def test_walls_that_stand_are_found_standing_in_few_queries(
+    django_assert_max_num_queries: Any,
+) -> None:
+    """However many tables there are."""
+    with django_assert_max_num_queries(25):
+        assert roles.walls_raise() == roles.Raised(done=0)
+
+
 def test_every_table_that_leads_to_a_tenant_has_a_wall() -> None:
     found = rows(
         "SELECT DISTINCT c.relname FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid"

@@ -103,6 +103,28 @@ def test_nothing_warns_at_start(debug: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_pages_are_imported_when_they_are_checked_and_not_at_every_start() -> None:
+    """Nor what only the server needs: together they were a third of a command's start."""
+    dear = {"aiohttp", "rest_framework.views", "drf_spectacular.plumbing", "registry.admin"}
+    ask = f"""
+import sys, django
+django.setup()
+print(sorted({dear} & sys.modules.keys()))
+django.core.management.call_command("check", tags=["admin"])
+print("registry.admin" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", ask],
+        cwd=ROOT,
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "gateway.settings"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    at_start, *_, after_check = done.stdout.splitlines()
+    assert (at_start, after_check) == ("[]", "True"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
