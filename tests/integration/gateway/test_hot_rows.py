@@ -37,7 +37,11 @@ from tests.factories import (
     TenantFactory,
 )
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("hot_rows")]
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.xdist_group("hot_rows"),
+    pytest.mark.timeout(300),  # the first one makes a cluster, and all that it holds
+]
 ROUNDS = 60
 HOT_SHARE = 0.95
 
