@@ -12,6 +12,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.decorators import action
 from rest_framework.exceptions import PermissionDenied, ValidationError
+from rest_framework.pagination import BasePagination
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -305,19 +306,21 @@ class LogViewSet(Listed, ScopedViewSet[Any]):
     read_scope = "metrics"
     tenant_field = "tenant_id"
     time_field: ClassVar[str]
-    newest: ClassVar[type[Keyset]]
     # Parameters that lead an index of the log, which goes on with the time.
     indexed_with_time: ClassVar[tuple[frozenset[str], ...]]
 
     @property
-    def pagination_class(self) -> type[Keyset]:  # type: ignore[override]  # depends on the request
+    def paginator(self) -> BasePagination | None:
         """Such rows are read along that index; all rows along the primary key."""
-        request: Request | None = self.request
-        if request is None or not caller_of(request).is_operator:
-            return self.newest
-        asked = {name for name, value in request.query_params.items() if value}
-        is_led = any(leading <= asked for leading in self.indexed_with_time)
-        return self.newest if is_led else NewestFirst
+        if not hasattr(self, "_paginator") and not self._is_led():
+            self._paginator: BasePagination = NewestFirst()
+        return super().paginator
+
+    def _is_led(self) -> bool:
+        asked = {name for name, value in self.request.query_params.items() if value}
+        return not self.caller.is_operator or any(
+            leading <= asked for leading in self.indexed_with_time
+        )
 
     def get_queryset(self) -> QuerySet[Any]:
         """For one entry its id tells the time: one partition is read and not all of them."""
@@ -342,7 +345,7 @@ class AuditLogViewSet(LogViewSet):
     queryset = AuditLogEntry.objects.none()
     serializer_class = AuditLogSerializer
     filterset_class = AuditLogFilter
-    newest = NewestAudit
+    pagination_class = NewestAudit
     time_field = "timestamp"
     indexed_with_time = (
         frozenset(("tenant",)),
@@ -360,7 +363,7 @@ class RequestLogViewSet(LogViewSet):
     queryset = RequestLogEntry.objects.none()
     serializer_class = RequestLogSerializer
     filterset_class = RequestLogFilter
-    newest = NewestRequest
+    pagination_class = NewestRequest
     time_field = "request_time"
     indexed_with_time = (frozenset(("tenant",)), frozenset(("server",)))
 
