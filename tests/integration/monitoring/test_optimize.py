@@ -580,7 +580,11 @@ def test_dry_run_shows_what_runs_and_changes_nothing(execute: Execute) -> None:
         for statement in change["statements"]
     ]
     ran = [statement["sql"] for statement in OptimizeRun.objects.get().statements]
-    assert shown == ran
+    # Which tables want an ANALYZE is for autovacuum to change, at any moment in between.
+    assert [one for one in shown if not one.startswith("ANALYZE")] == [
+        one for one in ran if not one.startswith("ANALYZE")
+    ]
+    assert any("CREATE INDEX" in one for one in ran)
 
 
 def test_estimate_is_close_to_the_index(execute: Execute, other: BaseDatabaseWrapper) -> None:
