@@ -11,6 +11,7 @@ from rest_framework.mixins import ListModelMixin, RetrieveModelMixin
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
+from rest_framework.serializers import BaseSerializer
 from rest_framework.viewsets import GenericViewSet
 
 from registry.api.callers import Caller, caller_of
@@ -27,6 +28,7 @@ __all__ = [
     "ScopedViewSet",
     "TenantField",
     "VisibleServerField",
+    "checked",
 ]
 
 UUID_PATTERN = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -96,6 +98,21 @@ class ScopedViewSet(GenericViewSet[Row], Generic[Row]):
         return Tenant.objects.get(pk=self.caller.own_tenant_id)
 
 
+def checked(serializer: BaseSerializer[Any]) -> BaseSerializer[Any]:
+    """The serializer, valid. 400 names what does not fit, and each field that there is not.
+
+    A field that is only shown may be sent back as it was; a misspelt one would be passed over, and
+    what it was to restrict would be free.
+    """
+    serializer.is_valid(raise_exception=True)
+    given, fields = serializer.initial_data, getattr(serializer, "fields", {})
+    if unknown := [str(name) for name in given if name not in fields]:
+        writable = ", ".join(name for name, field in fields.items() if not field.read_only)
+        text = f"No such field. There are: {writable}."
+        raise serializers.ValidationError({name: [text] for name in unknown})
+    return serializer
+
+
 class Listed(ListModelMixin, RetrieveModelMixin):
     """GET of a page and of one row."""
 
@@ -104,8 +121,7 @@ class Creatable:
     """POST. `made` makes the row through its service."""
 
     def create(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
-        serializer = self.get_serializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
+        serializer = checked(self.get_serializer(data=request.data))
         answer: Response = self.answer(self.made(serializer.validated_data), status=201)
         return answer
 
@@ -115,8 +131,7 @@ class Changeable:
 
     def partial_update(self: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
         row = self.get_object()
-        serializer = self.get_serializer(row, data=request.data, partial=True)
-        serializer.is_valid(raise_exception=True)
+        serializer = checked(self.get_serializer(row, data=request.data, partial=True))
         self.changed(row, serializer.validated_data)
         answer: Response = self.answer(row)
         return answer

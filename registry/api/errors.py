@@ -63,12 +63,26 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
         transaction.set_rollback(True)  # PostgreSQL takes no more statements in this transaction
     known = _translate(error)
     response = exception_handler(known, context)
+    if response is not None and response.status_code == 400:
+        response.data = _printable(response.data)
     if response is not None and "detail" in response.data:
         if reason := getattr(known, "reason", None):
             response.data["reason"] = str(reason)
         if request_id := getattr(context["request"], "request_id", None):
             response.data["request_id"] = str(request_id)
     return response
+
+
+def _printable(data: Any) -> Any:
+    """Without lone halves of characters, which a sentence may repeat and UTF-8 cannot say."""
+    match data:
+        case dict():
+            return {_printable(name): _printable(value) for name, value in data.items()}
+        case list():
+            return [_printable(value) for value in data]
+        case str():
+            return data.encode("utf-8", "replace").decode()
+    return data
 
 
 def _translate(error: Exception) -> Exception:

@@ -94,14 +94,23 @@ class Keyset(BasePagination):
     def _decode(self, cursor: str, model: type[Model]) -> tuple[bool, Place]:
         try:
             padded = cursor + "=" * (-len(cursor) % 4)
-            direction, *place = json.loads(urlsafe_b64decode(padded))
+            direction, *place = map(_text, json.loads(urlsafe_b64decode(padded)))
             backwards = {"next": False, "previous": True}[direction]
             for name, value in zip(self.ordering, place, strict=True):
                 model._meta.get_field(name).to_python(value)  # type: ignore[union-attr]
-        except (LookupError, ValueError, TypeError, AttributeError, DjangoValidationError):
+        except (
+            LookupError, ValueError, TypeError, AttributeError, RecursionError,
+            DjangoValidationError,
+        ):  # fmt: skip
             message = "No cursor of this list: use `next` and `previous` of an answer as they are."
             raise ValidationError({"cursor": [message]}) from None
         return backwards, tuple(place)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
 
 
 class NewestFirst(Keyset):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from typing import IO, Any
 
@@ -11,6 +11,8 @@ from rest_framework import parsers
 from rest_framework.exceptions import APIException, ParseError
 
 __all__ = ["JSONParser", "TooLarge"]
+
+DEEPEST = 100
 
 
 class TooLarge(APIException):
@@ -35,6 +37,23 @@ class JSONParser(parsers.JSONParser):
         if len(body) > limit:
             raise TooLarge
         try:
-            return super().parse(BytesIO(body), media_type, parser_context)
+            found = super().parse(BytesIO(body), media_type, parser_context)
+            is_deep = _is_deep(found)
         except RecursionError:
-            raise ParseError("JSON parse error - nested too deeply.") from None
+            is_deep = True
+        if is_deep:  # whoever walks through it, if only for a message, would be lost
+            raise ParseError(f"JSON parse error - nested more than {DEEPEST} deep.")
+        return found
+
+
+def _is_deep(found: Any) -> bool:
+    level = [found]
+    for _ in range(DEEPEST + 1):
+        level = [part for one in level for part in _parts(one)]
+    return bool(level)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()

@@ -8,7 +8,13 @@ from typing import Any
 from drf_spectacular.utils import inline_serializer
 from rest_framework import serializers
 
-__all__ = ["ids_documented", "paths_without_slash", "refusals_documented", "table_of"]
+__all__ = [
+    "bodies_closed",
+    "ids_documented",
+    "paths_without_slash",
+    "refusals_documented",
+    "table_of",
+]
 
 Endpoint = tuple[str, str, str, Callable[..., Any]]
 
@@ -106,6 +112,14 @@ def _refusal(status: str) -> dict[str, Any]:
     shape = "InputFaults" if status == "400" else "Refusal"
     reference = {"schema": {"$ref": f"#/components/schemas/{shape}"}}
     return {"description": _REFUSALS[status], "content": {"application/json": reference}}
+
+
+def bodies_closed(result: dict[str, Any], **_context: Any) -> dict[str, Any]:
+    """No body has a field that it does not name."""
+    for name, shape in result["components"]["schemas"].items():
+        if name.endswith("Request") and shape.get("type") == "object":
+            shape["additionalProperties"] = False
+    return result
 
 
 def table_of(row: type[serializers.Serializer[Any]]) -> serializers.Serializer[Any]:

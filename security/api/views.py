@@ -14,7 +14,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
+from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet, checked
 from registry.api.callers import actor_of
 from registry.api.errors import Conflict
 from security import services
@@ -45,8 +45,7 @@ class APIKeyViewSet(Listed, Changeable, ScopedViewSet[EnhancedAPIKey]):
 
     @extend_schema(summary="Make a key", responses={201: CreatedAPIKeySerializer})
     def create(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        serializer = self.get_serializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
+        serializer = checked(self.get_serializer(data=request.data))
         values = self._within_own(serializer.validated_data, new=True)
         values["tenant"] = self.tenant_for(values)
         row, text = services.api_key_create(actor=actor_of(request), **values)

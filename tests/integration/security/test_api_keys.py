@@ -58,6 +58,20 @@ def test_somebody_elses_user_cannot_be_named(admin):
     assert (answer.status_code, answer.json().keys()) == (400, {"user"})
 
 
+def test_a_misspelt_limit_makes_no_free_key(admin):
+    wanted = {"name": "narrow", "scopes": ["proxy"], "servers": ["a"], "ips": ["10.0.0.0/8"]}
+    answer = admin.post(KEYS, wanted, "json")
+    assert (answer.status_code, answer.json().keys()) == (400, {"servers", "ips"})
+    assert "ip_whitelist" in answer.json()["ips"][0]
+    assert not EnhancedAPIKey.objects.filter(name="narrow").exists()
+    shown = admin.get(f"{KEYS}/{admin.key.pk}").json()
+    del shown["tenant"], shown["user"]  # fixed at creation
+    answer = admin.patch(f"{KEYS}/{admin.key.pk}", shown | {"name": "renamed"}, "json")
+    assert (answer.status_code, answer.json()["name"]) == (200, "renamed")
+    answer = admin.patch(f"{KEYS}/{admin.key.pk}", {"scope": []}, "json")
+    assert (answer.status_code, answer.json().keys()) == (400, {"scope"})
+
+
 def test_a_key_with_what_was_allowed_before_can_be_changed_still(admin):
     EnhancedAPIKey.objects.filter(pk=admin.key.pk).update(ip_whitelist=["127.0.0.1/8"])
     answer = admin.patch(f"{KEYS}/{admin.key.pk}", {"name": "renamed"}, "json")
