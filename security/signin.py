@@ -54,6 +54,12 @@ class Guesses:
             window.current += not wait
         return wait
 
+    def has_failed(self, address: str | None) -> bool:
+        """Whether one of the last minutes' failures was its own."""
+        with self._lock:
+            window = self._failures.get(_network(address)) if address else None
+            return window is not None and window.used(self._clock()) > 0
+
     def give_back(self, address: str | None) -> None:
         """Uncount an attempt that did not fail."""
         with self._lock:
@@ -69,7 +75,8 @@ def _network(address: str) -> str:
 
 
 _guesses = Guesses()
-_places = BoundedSemaphore(AT_ONCE)
+# Who guesses holds no place of those who did not: each kind waits for its own.
+_places = {has_failed: BoundedSemaphore(AT_ONCE // 2) for has_failed in (False, True)}
 
 
 class SignInForm(AuthenticationForm):  # type: ignore[misc]
@@ -82,15 +89,16 @@ class SignInForm(AuthenticationForm):  # type: ignore[misc]
 
     def clean(self) -> dict[str, Any]:
         address = getattr(self.request, "client_address", None)
+        places = _places[_guesses.has_failed(address)]
         if wait := _guesses.take(address):
             raise self._refusal(wait, "Too many failed attempts to sign in from your address.")
-        if not _places.acquire(blocking=False):
+        if not places.acquire(blocking=False):
             _guesses.give_back(address)
             raise self._refusal(BUSY_SECONDS, "Too many are signing in at this moment.")
         try:
             cleaned = dict(super().clean())
         finally:
-            _places.release()
+            places.release()
         _guesses.give_back(address)
         return cleaned
 

@@ -112,14 +112,17 @@ def test_of_many_at_once_no_more_than_the_limit_are_let_through():
 
 @pytest.mark.django_db
 def test_who_comes_while_many_sign_in_is_told_to_come_again(clock, user, monkeypatch):
-    places = BoundedSemaphore(1)
+    places = {False: BoundedSemaphore(1), True: BoundedSemaphore(1)}
     monkeypatch.setattr(signin, "_places", places)
-    with places:
+    with places[False]:
         for _ in range(signin.FAILURES + 1):  # counted as no failure
             answer = sign_in(user, "correct horse")
             assert (answer.status_code, answer["Retry-After"]) == (429, "5")
         assert "Too many are signing in at this moment." in answer.content.decode()
-    assert sign_in(user, "wrong").status_code == 200
+    with places[True]:  # by those who guess, who hold up nobody else
+        assert sign_in(user, "wrong").status_code == 200
+        assert sign_in(user, "correct horse").status_code == 429
+        assert sign_in(user, "correct horse", address="203.0.113.10").status_code == 302
     assert sign_in(user, "correct horse").status_code == 302
 
 
