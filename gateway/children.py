@@ -35,6 +35,13 @@ class ChildError(Exception):
     """A process that should be running has ended; the message says which, and its last words."""
 
 
+class _LogFile(RotatingFileHandler):
+    """Goes without the lines that a full disk has no room for; logging would print tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        pass
+
+
 class Child:
     """One process. What it prints goes to its log, what looks like an error also to `on_error`."""
 
@@ -47,14 +54,16 @@ class Child:
         folder: Path,
         logs: Path,
         on_error: Callable[[str], None],
+        is_vital: bool,
     ) -> None:
-        self.name = name
+        self.name, self._is_vital = name, is_vital
         self.log = logs / f"{name}.log"
         self.first_line: Future[str] = Future()
         self._arguments, self._env, self._folder = arguments, env, folder
         self._last: deque[str] = deque(maxlen=12)
         self._on_error = on_error
         self._deaths = 0  # quick ones, in a row
+        self._is_given_up = False
         self.restart_at: float | None = None  # when one that has ended is started again
         self._start(at=time.monotonic())
 
@@ -75,7 +84,7 @@ class Child:
         self._reader.start()
 
     def _read(self) -> None:
-        file = RotatingFileHandler(self.log, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
+        file = _LogFile(self.log, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
         assert self.process.stdout is not None  # noqa: S101  (a pipe was asked for)
         for line in map(str.rstrip, self.process.stdout):
             if not self.first_line.done():
@@ -84,7 +93,8 @@ class Child:
             file.emit(logging.makeLogRecord({"msg": line}))
             if ERROR.search(line):
                 self._on_error(f"{self.name}: {line}")
-        file.close()
+        with contextlib.suppress(OSError):
+            file.close()
         if not self.first_line.done():
             self.first_line.set_exception(ChildError("it said nothing"))
 
@@ -101,6 +111,8 @@ class Child:
         if self.restart_at is not None:
             if at >= self.restart_at:
                 self._start(at=at)
+        elif self._is_given_up:
+            return
         elif self.process.poll() is not None:
             self._mourn(at)
 
@@ -111,13 +123,21 @@ class Child:
     def _mourn(self, at: float) -> None:
         self._deaths = self._deaths + 1 if at - self._born < QUICK_SECONDS else 0
         if self._deaths >= QUICK_DEATHS:
-            raise ChildError(
-                f"The {self.name} {self._end()} again, {QUICK_DEATHS} times in a row within "
-                f"{QUICK_SECONDS} seconds of its start. {self._last_words()}"
-            )
+            self._give_up()
+            return
         self._kill_group()  # what it left behind may hold its port
         self.restart_at = at + PAUSE_SECONDS * 2 ** max(0, self._deaths - 1)
         self._on_error(f"The {self.name} {self._end()}; it is started again. Log: {self.log}")
+
+    def _give_up(self) -> None:
+        what = (
+            f"The {self.name} {self._end()} again, {QUICK_DEATHS} times in a row within "
+            f"{QUICK_SECONDS} seconds of its start. {self._last_words()}"
+        )
+        if self._is_vital:
+            raise ChildError(what)
+        self._is_given_up = True
+        self._on_error(f"{what}\nThe others go on without it.")
 
     def _end(self) -> str:
         status = self.process.returncode
@@ -163,8 +183,11 @@ class Children:
         self._env, self._folder, self._logs, self._on_error = env, folder, logs, on_error
         self._started: list[Child] = []
 
-    def start(self, name: str, *arguments: str) -> Child:
-        """Run `python -m <arguments>` under a name that log and messages use."""
+    def start(self, name: str, *arguments: str, is_vital: bool = True) -> Child:
+        """Run `python -m <arguments>` under a name that log and messages use.
+
+        Without one that is not vital the others go on.
+        """
         child = Child(
             name,
             arguments,
@@ -172,6 +195,7 @@ class Children:
             folder=self._folder,
             logs=self._logs,
             on_error=self._on_error,
+            is_vital=is_vital,
         )
         self._started.append(child)
         return child

@@ -109,7 +109,7 @@ def up(
 def _start(
     wanted: Wanted, *, port: int, url: str, children: Children, on_step: Callable[[str], None]
 ) -> Running:
-    sample = children.start("sample", "gateway.sample", "--port", "0")  # while we migrate
+    sample = children.start("sample", "gateway.sample", "--port", "0", is_vital=False)
     on_step("Bringing the schema up to date")
     _run("init_db")
     with crossing_tenants():

@@ -30,9 +30,9 @@ class Family:
             on_error=self.errors.append,
         )
 
-    def start(self, name: str, code: str):
+    def start(self, name: str, code: str, *, is_vital: bool = True):
         (self.folder / f"mod_{name}.py").write_text(MODULE + code)
-        child = self.children.start(name, f"mod_{name}")
+        child = self.children.start(name, f"mod_{name}", is_vital=is_vital)
         assert child.first_line.result(timeout=10) == "hello"
         return child
 
@@ -110,6 +110,33 @@ def test_who_keeps_ending_is_given_up_with_its_last_words(family: Family) -> Non
     child.process.wait(timeout=10)
     with pytest.raises(ChildError, match=r"(?s)The breaker ended with status 1 again.*no disk"):
         family.children.revive(at=at)
+
+
+def test_without_who_is_not_vital_the_others_go_on(family: Family) -> None:
+    child = family.start("sample", "sys.exit('port taken')", is_vital=False)
+    at = time.monotonic()
+    for _ in range(QUICK_DEATHS + 2):
+        child.process.wait(timeout=10)
+        family.children.revive(at=at)
+        at = child.restart_at or at
+        family.children.revive(at=at)
+    assert child.restart_at is None
+    assert "port taken" in family.errors[-1]
+    assert family.errors[-1].endswith("The others go on without it.")
+
+
+def test_lines_that_a_full_disk_has_no_room_for_are_gone_without(
+    family: Family, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("logging.StreamHandler.flush", write)
+    child = family.start("talker", "print('more'); print('CRITICAL: heard all the same')")
+    child.process.wait(timeout=10)
+    child._reader.join(timeout=10)
+    assert family.errors == ["talker: CRITICAL: heard all the same"]
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_long_life_is_none_of_the_quick_deaths(family: Family) -> None:
