@@ -28,7 +28,7 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 from monitoring import services
 from monitoring.alerts.channels import channel_public
 from monitoring.alerts.history import alert_preview
-from monitoring.alerts.metrics import LEAST_CALLS, choices, unknown
+from monitoring.alerts.metrics import LEAST_CALLS, choices, rule_faults, unknown
 from monitoring.models import (
     AlertEvent,
     AlertEventKind,
@@ -160,11 +160,12 @@ def _short(row_id: UUID | None) -> str | None:
 class OutcomeFilter(DropdownFilter):  # type: ignore[misc]
     title = "outcome"
     parameter_name = "outcome"
-    RANGES = {"ok": (100, 399), "refused": (400, 499), "failed": (500, 999)}
+    RANGES = {"ok": (100, 399), "bad": (400, 999), "refused": (400, 499), "failed": (500, 999)}
 
     def lookups(self, *_: Any) -> list[tuple[str, str]]:
         return [
             ("ok", "Answered (below 400)"),
+            ("bad", "Refused or failed (400 and above)"),
             ("refused", "Refused (400 to 499)"),
             ("failed", "Failed (500 and above)"),
         ]
@@ -371,11 +372,19 @@ class AuditLogAdmin(WhoseLogAdmin):
     @display(description="resource")
     def resource(self, row: AuditLogEntry) -> str:
         if not row.resource_type:
-            return NOTHING
+            return _tried(row.details)
         text = str(
             row.details.get("name") or _short(uuid_or_none(row.resource_id)) or row.resource_id
         )
         return name_or_id(_url_name(row.resource_type), row.resource_id, text)
+
+
+def _tried(details: dict[str, Any]) -> str:
+    """As whom somebody wanted to sign in, and how often in that minute."""
+    name, count = details.get("username"), details.get("count", 1)
+    if not name:
+        return NOTHING
+    return f"{name} ×{count}" if count > 1 else str(name)
 
 
 def _url_name(table: str) -> str:
@@ -570,7 +579,13 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
 
     def _preview(self, request: HttpRequest, form: Any) -> None:
         """Leave with the form's row what the typed rule would have done in the last week."""
-        if not RULE_FIELDS & set(form.errors):
+        if RULE_FIELDS & set(form.errors):
+            return
+        alert = form.instance
+        faults = rule_faults(alert.metric_name, alert.rule(), of_server=alert.server_id is not None)
+        for field, text in faults.items():
+            form.add_error(field, text)
+        if not faults:
             form.instance.preview = alert_preview(form.instance, at=now())
             text = f"Not saved yet. With these values: {form.instance.preview}"
             self.message_user(request, text, messages.INFO)

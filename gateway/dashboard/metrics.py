@@ -25,7 +25,7 @@ COUNTED = {"breakers", "calls", "connections", "requests", "rows", "tasks"}
 # Where the rows behind a metric are listed, by the admin's names of pages.
 ROWS = {
     "requests_per_minute": ("admin:monitoring_requestlogentry_changelist", "?window=1"),
-    "error_rate": ("admin:monitoring_requestlogentry_changelist", "?window=1&outcome=failed"),
+    "error_rate": ("admin:monitoring_requestlogentry_changelist", "?window=1&outcome=bad"),
     "p95_duration_ms": ("admin:monitoring_requestlogentry_changelist", "?window=1&slower=1000"),
     "open_breakers": ("admin:gateway_circuitbreaker_changelist", "?state__exact=open"),
     "pool_utilisation_percent": ("admin:gateway_connectionpool_changelist", ""),

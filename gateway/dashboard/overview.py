@@ -120,7 +120,7 @@ def _breakers_card(breakers: Sequence[CircuitBreaker]) -> Card:
     return Card(
         title="Open breakers",
         value=f"{len(shut)}{'+' if len(breakers) > TOP else ''}",
-        note="their servers are not called" if shut else "every server may be called",
+        note="one call tries when the time is over" if shut else "every server may be called",
         url=_list("gateway_circuitbreaker", state__exact=BreakerState.OPEN),
         is_alarm=bool(shut),
     )
@@ -188,7 +188,7 @@ def _tools(window: Window, at: datetime) -> Table:
                 _server(row["server_id"], row["server"]),
                 link(_log(row["server_id"], **log), f"{row['requests']:,}"),
                 link(
-                    _log(row["server_id"], outcome="failed", **log),
+                    _log(row["server_id"], outcome="bad", **log),
                     percentage(row["errors"] / row["requests"]),
                 ),
                 duration(row["avg_duration_ms"]),
@@ -214,7 +214,7 @@ def _tenants(window: Window, at: datetime) -> Table:
                 _tenant(row["tenant_id"], row["tenant"]),
                 link(_tenant_log(row["tenant_id"], **log), f"{row['requests']:,}"),
                 link(
-                    _tenant_log(row["tenant_id"], outcome="failed", **log),
+                    _tenant_log(row["tenant_id"], outcome="bad", **log),
                     percentage(row["errors"] / row["requests"]),
                 ),
                 duration(row["avg_duration_ms"]),

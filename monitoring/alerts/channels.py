@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,6 +53,7 @@ __all__ = [
 Channel = Mapping[str, Any]
 
 HIDDEN = "not shown"
+_MASKED = re.compile(r"^https?://[^/]*/not-shown-[0-9a-f]+$")
 MASK = "not-shown-"  # begins what stands for the path of a webhook
 EVENTS = ("triggered", "reminded", "resolved", "acknowledged", "no_data", "measured")
 TOLD = ("triggered", "reminded", "resolved")
@@ -149,7 +151,7 @@ def channels_whole(channels: Any, *, stored: Iterable[Channel]) -> Any:
     whole, faults = [], []
     for number, channel in enumerate(channels if isinstance(channels, list) else [], 1):
         url = channel.get("url") if isinstance(channel, dict) else None
-        if isinstance(url, str) and f"/{MASK}" in url:
+        if isinstance(url, str) and _MASKED.search(url):
             channel = {**channel, "url": known.get(url, url)}
             if url not in known:
                 faults.append(

@@ -110,7 +110,7 @@ def alert_preview(alert: PerformanceAlert, *, at: datetime) -> Preview:
     least, calls = metric_of(alert.metric_name).least_calls, dict[datetime, float]()
     if least:
         kept = _kept(RECENT_CALLS, EVERYTHING, at)
-        calls = {bucket: lowest for bucket, lowest, _ in kept}
+        calls = {bucket: highest for bucket, _, highest in kept}
     points = [
         # Of before calls were counted everything counts.
         Point(bucket, lowest, highest, calls.get(bucket, least) >= least)

@@ -355,7 +355,7 @@ figures (place, metric, subject, value, unit, threshold, critical, low_is_bad, m
     UNION ALL
     SELECT 14, 'longest_transaction_seconds', 'all',
            CASE WHEN pg_has_role('pg_read_all_stats', 'USAGE')
-               THEN coalesce(max(extract(epoch FROM statement_timestamp() - a.xact_start)), 0)
+               THEN greatest(max(extract(epoch FROM statement_timestamp() - a.xact_start)), 0)
                ELSE max(extract(epoch FROM statement_timestamp() - a.xact_start))
            END,
            's', 60, 600, false, statement_timestamp()

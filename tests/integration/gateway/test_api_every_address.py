@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from uuid import UUID
 
@@ -220,6 +221,8 @@ def test_a_list_costs_the_same_queries_for_one_row_and_for_many(
         ({"cursor": "nonsense"}, "cursor"),
         ({"cursor": "WyJuZXh0IiwgIngiXQ"}, "cursor"),
         ({"cursor": "bnVsbA"}, "cursor"),
+        ({"cursor": "WyJuZXh0IiwgbnVsbF0"}, "cursor"),  # ["next", null]
+        ({"cursor": urlsafe_b64encode(b"[" * 2000).decode()}, "cursor"),
     ],
 )
 def test_a_bad_parameter_is_refused_by_name(path, query, field):

@@ -127,7 +127,7 @@ def test_charts_and_tables_show_the_window(window: str, inside: int, admin_clien
     assert f"{inside + 2} calls, {failed}" in words(html), "a stranger's is not one of them"
     assert f"{failed}, 95 % within" in words(html), "on the card too"
     hours = window if window != "nonsense" else "24"
-    assert f"window={hours}&amp;tenant_id={tenant.pk}&amp;outcome=failed" in html or (
+    assert f"window={hours}&amp;tenant_id={tenant.pk}&amp;outcome=bad" in html or (
         f"tenant_id={tenant.pk}&amp;window={hours}" in html
     )
     [charted] = re.findall(r'aria-label="Calls: [^"]*" data-type="bar" data-value="([^"]*)"', html)

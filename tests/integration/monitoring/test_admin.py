@@ -85,6 +85,7 @@ def test_filters_of_the_request_log(admin_client):
     )
     slow = RequestLogFactory(duration_ms=2500.0)
     assert listed(admin_client, f"{REQUESTS}?outcome=failed") == [failed.pk]
+    assert failed.pk in listed(admin_client, f"{REQUESTS}?outcome=bad")
     assert listed(admin_client, f"{REQUESTS}?outcome=ok") == [slow.pk]
     assert listed(admin_client, f"{REQUESTS}?slower=1000") == [slow.pk]
     assert listed(admin_client, f"{REQUESTS}?tenant_id={server.tenant_id}") == [failed.pk]
@@ -387,6 +388,10 @@ def test_a_rule_is_held_against_the_past_before_it_is_saved(admin_client, is_new
         assert f"Not saved yet. With these values: {told}" in text
         assert text.count(told) == 2  # above the form and beside the condition
         assert f'value="{typed.get("threshold_value", "1000")}"' in text
+    never = {**ALERT, "metric_name": "error_rate", "threshold_value": "5", "_preview": ""}
+    text = admin_client.post(page, never).text
+    assert "so &gt; 5 never holds" in text
+    assert "With these values" not in text
     text = admin_client.post(page, {**ALERT, "threshold_value": "much", "_preview": ""}).text
     assert "Enter a number" in text
     assert "With these values" not in text

@@ -108,7 +108,7 @@ def test_a_preview_leaves_out_what_too_few_calls_say() -> None:
     alert = PerformanceAlertFactory(metric_name="error_rate", duration_minutes=0)
     for number, calls in enumerate((19.0, 20.0, 19.0)):
         at = AT + number * BUCKET
-        history_keep([("error_rate", "", 0.0, 0.5), ("recent_calls", "", calls, 25.0)], at=at)
+        history_keep([("error_rate", "", 0.0, 0.5), ("recent_calls", "", 0.0, calls)], at=at)
     found = alert_preview(alert, at=AT + 3 * BUCKET).firings
     assert [firing.since for firing in found] == [AT.replace(minute=5)]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -262,17 +263,29 @@ def deep(levels):
         ({"notification_channels": {"a": 1}}, "notification_channels"),
         ({"notification_channels": ["nul\0"]}, "notification_channels"),
         ({"notification_channels": ["\ud800"]}, "notification_channels"),
-        ({"notification_channels": deep(500)}, "notification_channels"),
+        ({"notification_channels": deep(50)}, "notification_channels"),
         ({"name": None}, "name"),
     ],
 )
 def test_an_alert_that_does_not_fit_is_refused_by_name(operator, change, field):
     alert = PerformanceAlertFactory()
-    import json
-
     text = json.dumps(change).replace("Infinity", "1e999")
     answer = operator.patch(f"{ALERTS}/{alert.pk}", text, content_type="application/json")
     assert (answer.status_code, answer.json().keys()) == (400, {field}), answer.content
+
+
+@pytest.mark.parametrize("field", ["severity", "comparison_operator", "name"])
+def test_half_a_character_is_refused_by_name(operator, field):
+    body = json.dumps(ALERT | {field: "\ud800"})  # by hand: the client cannot encode it
+    answer = operator.post(ALERTS, body, content_type="application/json")
+    assert (answer.status_code, answer.json().keys()) == (400, {field})
+
+
+def test_a_body_that_is_nested_deep_is_refused(operator):
+    body = '{"server": ' + "[" * 500 + "]" * 500 + "}"
+    answer = operator.post(ALERTS, body, content_type="application/json")
+    assert answer.status_code == 400
+    assert "nested more than 100 deep" in answer.json()["detail"]
 
 
 def test_two_alerts_of_one_name_are_refused(operator):
