@@ -120,7 +120,7 @@ def _breakers_card(breakers: Sequence[CircuitBreaker]) -> Card:
     return Card(
         title="Open breakers",
         value=f"{len(shut)}{'+' if len(breakers) > TOP else ''}",
-        note="one call tries when the time is over" if shut else "every server may be called",
+        note="tried again after their time-outs" if shut else "every server may be called",
         url=_list("gateway_circuitbreaker", state__exact=BreakerState.OPEN),
         is_alarm=bool(shut),
     )
