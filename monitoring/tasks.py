@@ -170,7 +170,7 @@ PERIODIC = (
         name="request_rollups_prune",
         cron="37 3 * * *",
         unit="rows",
-        does="Delete five-minute and hourly rollups that are old; days stay.",
+        does="Delete old rollups of five minutes, hours and tools; days stay.",
         due=None,
         run=request_rollups_prune,
     ),
