@@ -49,7 +49,7 @@ GATEWAY_METRICS_OPEN = env.read("GATEWAY_METRICS_OPEN", env.truth, default=False
 # A check waits this long for a server; above the second figure it calls the server degraded.
 GATEWAY_HEALTH_TIMEOUT_MS = env.read("GATEWAY_HEALTH_TIMEOUT_MS", env.positive_int, 10_000)
 GATEWAY_HEALTH_SLOW_MS = env.read("GATEWAY_HEALTH_SLOW_MS", env.positive_int, 2000)
-# Days that rollups of calls keep their five minutes and their hours, tools their days; other days stay.
+# Days that rollups of calls keep their five minutes and their hours (and tools their days).
 GATEWAY_ROLLUP_FINE_DAYS = env.read("GATEWAY_ROLLUP_FINE_DAYS", env.positive_int, 35)
 GATEWAY_ROLLUP_HOURLY_DAYS = env.read("GATEWAY_ROLLUP_HOURLY_DAYS", env.positive_int, 400)
 
