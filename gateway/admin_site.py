@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from django.apps import apps
@@ -12,6 +11,8 @@ from django.templatetags.static import static
 from django.urls import URLPattern, path, reverse
 from django.utils.text import capfirst
 from unfold.sites import UnfoldAdminSite
+
+from gateway.errors import too_many
 
 __all__ = ["GatewayAdminSite", "icon", "script", "sidebar", "style"]
 
@@ -80,9 +81,9 @@ class GatewayAdminSite(UnfoldAdminSite):  # type: ignore[misc]
         """Django's page; 429 where the form sends somebody away who guesses."""
         response: HttpResponse = super().login(request, extra_context)
         form = (getattr(response, "context_data", None) or {}).get("form")
-        if wait := getattr(form, "retry_after", None):
-            response.status_code = 429
-            response.headers["Retry-After"] = str(math.ceil(wait))
+        if form is not None and (wait := getattr(form, "retry_after", None)):
+            [text] = form.non_field_errors()
+            return too_many(request, text, wait=wait)
         return response
 
     def has_permission(self, request: HttpRequest) -> bool:

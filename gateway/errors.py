@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
 
 from registry.api.errors import Busy
 
-__all__ = ["bad_request", "busy", "not_found", "server_error"]
+__all__ = ["bad_request", "busy", "not_found", "server_error", "too_many"]
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
@@ -32,6 +34,13 @@ def busy(request: HttpRequest) -> HttpResponse:
     text = Busy.default_detail
     answer = _answer(request, Busy.status_code, text, title="The database cannot be reached")
     answer["Retry-After"] = str(Busy.wait)
+    return answer
+
+
+def too_many(request: HttpRequest, text: str, *, wait: float) -> HttpResponse:
+    """429 with Retry-After, `wait` being in seconds. Short: floods are answered with it."""
+    answer = _answer(request, 429, text, title="Not now")
+    answer["Retry-After"] = str(math.ceil(wait))
     return answer
 
 
