@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from io import BytesIO
 from typing import IO, Any
 
 from django.conf import settings
 from rest_framework import parsers
 from rest_framework.exceptions import APIException, ParseError
+
+from registry.db.jsonb import levels
 
 __all__ = ["JSONParser", "TooLarge"]
 
@@ -38,22 +40,9 @@ class JSONParser(parsers.JSONParser):
             raise TooLarge
         try:
             found = super().parse(BytesIO(body), media_type, parser_context)
-            is_deep = _is_deep(found)
+            is_deep = any(depth > DEEPEST for depth, _ in enumerate(levels(found)))
         except RecursionError:
             is_deep = True
         if is_deep:  # whoever walks through it, if only for a message, would be lost
             raise ParseError(f"JSON parse error - nested more than {DEEPEST} deep.")
         return found
-
-
-def _is_deep(found: Any) -> bool:
-    level = [found]
-    for _ in range(DEEPEST + 1):
-        level = [part for one in level for part in _parts(one)]
-    return bool(level)
-
-
-def _parts(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["UNSTORABLE", "is_storable"]
+__all__ = ["UNSTORABLE", "is_storable", "levels"]
 
 DEEPEST = 32  # of what people write; ours is three deep
 UNSTORABLE = (
@@ -18,14 +19,18 @@ SURROGATES = range(0xD800, 0xE000)
 
 def is_storable(value: Any) -> bool:
     """Whether a value that was read from JSON may be stored."""
+    return all(
+        depth <= DEEPEST and all(map(_is_storable_alone, level))
+        for depth, level in enumerate(levels(value))
+    )
+
+
+def levels(value: Any) -> Iterator[list[Any]]:
+    """The value, what is in it, what is in that, and so on: no recursion, however deep."""
     level = [value]
-    for _ in range(DEEPEST + 1):
-        if not all(map(_is_storable_alone, level)):
-            return False
+    while level:
+        yield level
         level = [part for one in level for part in _parts(one)]
-        if not level:
-            return True
-    return False
 
 
 def _parts(value: Any) -> list[Any]:
