@@ -23,14 +23,6 @@ WHO = "/api/v1/servers"
 
 
 @pytest.fixture
-def user():
-    user = UserFactory(tenant=None, is_staff=True)
-    user.set_password("correct horse")
-    user.save()
-    return user
-
-
-@pytest.fixture
 def browser(user):
     """A browser that has signed in through the admin's own form."""
     client = Client(REMOTE_ADDR="203.0.113.7", headers={"user-agent": "Browser/1.0"})

@@ -11,7 +11,6 @@ from django.test import Client, override_settings
 
 from monitoring.models import AuditLog
 from security import passwords, signin
-from tests.factories import UserFactory
 
 REFUSED = "Too many failed attempts to sign in from your address. Try again in "
 
@@ -21,14 +20,6 @@ def clock(monkeypatch):
     now = [1000.0 * signin.SECONDS]
     monkeypatch.setattr(signin, "_guesses", signin.Guesses(lambda: now[0]))
     return now
-
-
-@pytest.fixture
-def user():
-    user = UserFactory(tenant=None, is_staff=True)
-    user.set_password("correct horse")
-    user.save()
-    return user
 
 
 def sign_in(user, password, *, address="203.0.113.9"):
