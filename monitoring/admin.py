@@ -28,7 +28,7 @@ from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 from monitoring import services
 from monitoring.alerts.channels import channel_public
 from monitoring.alerts.history import alert_preview
-from monitoring.alerts.metrics import LEAST_CALLS, choices, rule_faults, unknown
+from monitoring.alerts.metrics import LEAST_CALLS, choices, unknown
 from monitoring.models import (
     AlertEvent,
     AlertEventKind,
@@ -581,8 +581,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         """Leave with the form's row what the typed rule would have done in the last week."""
         if RULE_FIELDS & set(form.errors):
             return
-        alert = form.instance
-        faults = rule_faults(alert.metric_name, alert.rule(), of_server=alert.server_id is not None)
+        faults = form.instance.rule_faults()
         for field, text in faults.items():
             form.add_error(field, text)
         if not faults:

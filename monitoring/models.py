@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from monitoring.alerts.channels import check_channels
-from monitoring.alerts.metrics import metric_of
+from monitoring.alerts.metrics import metric_of, rule_faults
 from monitoring.alerts.rules import Rule
 from monitoring.retention.tables import relation_of
 from monitoring.retention.target import target_of
@@ -481,6 +481,11 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
             cooldown=timedelta(minutes=self.cooldown_minutes),
             ceiling=metric_of(self.metric_name).ceiling,
         )
+
+    def rule_faults(self) -> dict[str, str]:
+        """Why its rule can never fire, by field; empty when it can."""
+        of_server = self.server_id is not None
+        return rule_faults(self.metric_name, self.rule(), of_server=of_server)
 
     @property
     def is_acknowledged(self) -> bool:

@@ -25,7 +25,7 @@ from monitoring.alerts.channels import (
 )
 from monitoring.alerts.events import event_record
 from monitoring.alerts.figures import Reading
-from monitoring.alerts.metrics import rule_faults, unknown
+from monitoring.alerts.metrics import unknown
 from monitoring.audit import Actor, audit_write
 from monitoring.models import (
     AlertEventKind,
@@ -252,6 +252,5 @@ def _check_metric(alert: PerformanceAlert) -> None:
 
 
 def _check_condition(alert: PerformanceAlert) -> None:
-    of_server = alert.server_id is not None
-    if faults := rule_faults(alert.metric_name, alert.rule(), of_server=of_server):
+    if faults := alert.rule_faults():
         raise ValidationError(faults)

@@ -53,8 +53,8 @@ __all__ = [
 Channel = Mapping[str, Any]
 
 HIDDEN = "not shown"
-_MASKED = re.compile(r"^https?://[^/]*/not-shown-[0-9a-f]+$")
 MASK = "not-shown-"  # begins what stands for the path of a webhook
+_MASKED = re.compile(rf"^https?://[^/]*/{MASK}[0-9a-f]+$")
 EVENTS = ("triggered", "reminded", "resolved", "acknowledged", "no_data", "measured")
 TOLD = ("triggered", "reminded", "resolved")
 MOST_CHANNELS = 20
@@ -147,9 +147,11 @@ def channels_whole(channels: Any, *, stored: Iterable[Channel]) -> Any:
     ValidationError for such a one that none of the stored has. What does not look like a channel
     stays as it is.
     """
+    if not isinstance(channels, list):
+        return channels
     known = {channel_public(one)["url"]: one["url"] for one in stored if "url" in one}
     whole, faults = [], []
-    for number, channel in enumerate(channels if isinstance(channels, list) else [], 1):
+    for number, channel in enumerate(channels, 1):
         url = channel.get("url") if isinstance(channel, dict) else None
         if isinstance(url, str) and _MASKED.search(url):
             channel = {**channel, "url": known.get(url, url)}
@@ -161,7 +163,7 @@ def channels_whole(channels: Any, *, stored: Iterable[Channel]) -> Any:
         whole.append(channel)
     if faults:
         raise ValidationError({"notification_channels": faults})
-    return whole if isinstance(channels, list) else channels
+    return whole
 
 
 def addresses_check(channels: Iterable[Channel]) -> None:

@@ -80,7 +80,7 @@ METRICS = {
                lowest=-100.0),
         Metric("wraparound_percent", DATABASE, "transaction ids that are used up", highest=100.0),
         Metric("failed_tasks", ITSELF, "periodic tasks whose last run failed"),
-        Metric("task_late_seconds", ITSELF, "how long the latest periodic task has been due"),
+        Metric("task_late_seconds", ITSELF, "how long the most overdue task has been due"),
         Metric("rollup_lag_seconds", ITSELF, "age of the oldest calls that are not added up"),
         Metric("spooled_log_rows", ITSELF, "log rows that wait in files"),
         Metric("lost_log_rows", ITSELF, "log rows of processes that lost some in the last hour"),
