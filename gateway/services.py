@@ -25,6 +25,7 @@ from gateway.models import (
 )
 from monitoring.audit import Actor, audit_write
 from registry.changes import row_change
+from registry.models import MCPServer
 
 __all__ = [
     "GAUGE_LIFETIME",
@@ -36,6 +37,8 @@ __all__ = [
     "breaker_record_success",
     "breaker_release_probe",
     "breaker_reset",
+    "breakers_recover",
+    "breakers_untried",
     "gauges_of_gone_processes_remove",
     "settings_update",
 ]
@@ -44,6 +47,10 @@ CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.H
 COUNT = PositiveIntegerField()
 # A process writes its gauges every few seconds; one that has not for so long is gone.
 GAUGE_LIFETIME = timedelta(seconds=15)
+# Calls try a breaker first, since they know best. One that none has tried for so long after its
+# time-out has no callers now.
+CALLS_FIRST = timedelta(seconds=30)
+_TIMEOUT = F("timeout_ms") * Value(timedelta(milliseconds=1))
 
 
 def breaker_claim_probe(*, breaker_id: UUID, at: datetime, lease: timedelta) -> bool:
@@ -52,10 +59,7 @@ def breaker_claim_probe(*, breaker_id: UUID, at: datetime, lease: timedelta) -> 
     The caller has until `at + lease` to report the outcome; then another may try, so that a
     process that dies with its probe does not keep the breaker shut for ever.
     """
-    waited = F("timeout_ms") * Value(timedelta(milliseconds=1))
-    due = Q(state=OPEN, last_state_change__lte=at - waited)
-    free = Q(state=HALF_OPEN) & (Q(probe_until=None) | Q(probe_until__lte=at))
-    claimed = CircuitBreaker.objects.filter(due | free, id=breaker_id)
+    claimed = CircuitBreaker.objects.filter(_testable(at), id=breaker_id)
     was_open = Q(state=OPEN)
     return (
         claimed.update(
@@ -104,6 +108,34 @@ def breaker_record_success(
         probe_until=None,
         **common,
     )
+
+
+def breakers_untried(*, at: datetime) -> QuerySet[CircuitBreaker]:
+    """Breakers that wait for a call which nobody makes, of servers that have answered since.
+
+    Each health check counts once: the next one has to come after what it led to.
+    """
+    untried = _testable(at - CALLS_FIRST) & Q(last_state_change__lte=at - CALLS_FIRST)
+    since = Greatest(F("last_state_change"), F("last_success_time"))
+    return CircuitBreaker.objects.filter(
+        untried, server__in=MCPServer.objects.usable(), server__last_health_check__gt=since
+    )
+
+
+def breakers_recover(*, at: datetime) -> int:
+    """Take a health check that went well for the probe of each breaker that no call tries.
+
+    Without it a breaker whose callers went elsewhere would stay open for ever, and its alert fire.
+    A check that failed changes nothing: the breaker is open already. Returns how many were tried.
+    """
+    tried = 0
+    for breaker_id in breakers_untried(at=at).values_list("id", flat=True):
+        if breaker_claim_probe(breaker_id=breaker_id, at=at, lease=CALLS_FIRST):
+            breaker_record_success(
+                breaker_id=breaker_id, at=at, probe_until=at + CALLS_FIRST, healthy_calls=0
+            )
+            tried += 1
+    return tried
 
 
 def breaker_add_healthy(*, calls: Mapping[UUID, int]) -> None:
@@ -251,6 +283,12 @@ def gauges_of_gone_processes_remove(*, at: datetime) -> int:
     queues, _ = RequestQueue.objects.filter(updated_at__lt=stale).exclude(queue_name="").delete()
     processes, _ = GatewayProcess.objects.filter(updated_at__lt=stale).delete()
     return pools + queues + processes
+
+
+def _testable(at: datetime) -> Q:
+    """Open and past its time-out, or half-open with no probe on its way."""
+    due = Q(state=OPEN, last_state_change__lte=at - _TIMEOUT)
+    return due | Q(state=HALF_OPEN) & (Q(probe_until=None) | Q(probe_until__lte=at))
 
 
 def _probe(breaker_id: UUID, probe_until: datetime) -> QuerySet[CircuitBreaker]:

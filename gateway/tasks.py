@@ -1,11 +1,16 @@
-"""The gateway's own periodic work: what processes that are gone left behind."""
+"""The gateway's own periodic work: what gone processes left, and breakers that nobody tries."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
 from gateway.models import ConnectionPool, GatewayProcess, RequestQueue
-from gateway.services import GAUGE_LIFETIME, gauges_of_gone_processes_remove
+from gateway.services import (
+    GAUGE_LIFETIME,
+    breakers_recover,
+    breakers_untried,
+    gauges_of_gone_processes_remove,
+)
 from registry.periodic import PeriodicTask, Stop, never
 
 __all__ = ["PERIODIC"]
@@ -24,7 +29,20 @@ def _gone(at: datetime) -> int:
     return pools.count() + queues.count() + processes.count()
 
 
+def breakers_close(*, at: datetime, stop: Stop = never) -> int:  # noqa: ARG001  (short)
+    """Let health checks that went well close breakers that no call has tried."""
+    return breakers_recover(at=at)
+
+
 PERIODIC = (
+    PeriodicTask(
+        name="breakers_close",
+        cron="* * * * *",
+        unit="breakers",
+        does="Let health checks that went well close breakers that no call has tried.",
+        due=lambda at: breakers_untried(at=at).count(),
+        run=breakers_close,
+    ),
     PeriodicTask(
         name="gauges_remove",
         cron="* * * * *",

@@ -5,20 +5,25 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import httpx2
 import pytest
 from django.db import connection
 from django.utils.timezone import now
 
+from gateway.jobs import PERIODIC
 from gateway.models import CircuitBreaker, ConnectionPool, GatewayProcess, RequestQueue
 from gateway.services import GAUGE_LIFETIME, gauges_of_gone_processes_remove
+from registry.services import health_check
 from tests.factories import MCPServerFactory
 from tests.integration.gateway.conftest import CALL, Scene, running_gateway, wait_until
 from tests.integration.gateway.test_proxy import reason
+from tests.mcp_server import mcp_over_http
 from tests.peers import answer, status, when
 
 LIST = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+LEASE = timedelta(seconds=30)
 INITIALIZE = {"jsonrpc": "2.0", "id": 3, "method": "initialize"}
 CANCEL = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
 
@@ -63,6 +68,64 @@ def test_a_failed_probe_opens_again(scene: Scene):
     scene.peer.behave = status(500)
     assert scene.call().status_code == 500
     assert reason(scene.call()) == "circuit_open"
+
+
+def test_a_breaker_that_nobody_calls_is_closed_by_health_checks(db, settings):
+    settings.GATEWAY_ALLOW_PRIVATE_UPSTREAMS = True
+    with mcp_over_http() as url:
+        server = MCPServerFactory(endpoint_url=url)
+        breakers = CircuitBreaker.objects.filter(server=server)
+        opened = now() - timedelta(minutes=2)
+        breakers.update(state="open", last_state_change=opened, last_failure_time=opened)
+        close = PERIODIC["breakers_close"]
+
+        def after_a_check(minute: int) -> tuple[int, str]:
+            health_check(server=server, at=opened + timedelta(minutes=minute))
+            at = opened + timedelta(minutes=minute, seconds=20)
+            assert close.due is not None
+            due = close.due(at)
+            assert close.run(at=at) == due
+            assert close.run(at=at + timedelta(seconds=5)) == 0, "one check was counted twice"
+            return due, breakers.get().state
+
+        assert after_a_check(1) == (0, "open"), "calls had no time to try it"
+        assert after_a_check(2) == (1, "half_open")
+        assert after_a_check(4) == (1, "closed")
+        assert breakers.get().total_requests == 0
+
+
+@pytest.mark.parametrize(
+    ("of_server", "of_breaker"),
+    [
+        pytest.param({"health_status": "unhealthy"}, {}, id="the check failed"),
+        pytest.param({"health_status": "maintenance"}, {}, id="an operator keeps it out"),
+        pytest.param({"is_enabled": False}, {}, id="nobody may call it"),
+        pytest.param({"last_health_check": None}, {}, id="nobody checked it"),
+        pytest.param({"last_health_check": timedelta(hours=2)}, {}, id="checked before it opened"),
+        pytest.param({}, {"last_success_time": timedelta(0)}, id="the check was counted"),
+        pytest.param({}, {"last_state_change": timedelta(seconds=70)}, id="calls go first"),
+        pytest.param({}, {"timeout_ms": 2 * 3600 * 1000}, id="its time-out is not over"),
+        pytest.param({}, {"state": "half_open", "probe_until": -LEASE}, id="a call tries it"),
+        pytest.param({}, {"state": "closed"}, id="it is closed"),
+    ],
+)
+def test_a_health_check_leaves_a_breaker_alone(db, of_server, of_breaker):
+    at = now()
+
+    def times(fields: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: at - value if isinstance(value, timedelta) else value
+            for name, value in fields.items()
+        }
+
+    answering = {"health_status": "healthy", "last_health_check": timedelta(minutes=1)}
+    server = MCPServerFactory(**times(answering | of_server))
+    open_for_an_hour = {"state": "open", "last_state_change": timedelta(hours=1)}
+    breakers = CircuitBreaker.objects.filter(server=server)
+    breakers.update(**times(open_for_an_hour | of_breaker))
+    before = breakers.values().get()
+    assert PERIODIC["breakers_close"].run(at=at) == 0
+    assert breakers.values().get() == before
 
 
 def test_a_healthy_call_writes_nothing_to_the_breaker(scene: Scene):
