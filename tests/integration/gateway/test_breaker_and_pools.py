@@ -23,7 +23,6 @@ from tests.mcp_server import mcp_over_http
 from tests.peers import answer, status, when
 
 LIST = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
-LEASE = timedelta(seconds=30)
 INITIALIZE = {"jsonrpc": "2.0", "id": 3, "method": "initialize"}
 CANCEL = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
 
@@ -105,7 +104,11 @@ def test_a_breaker_that_nobody_calls_is_closed_by_health_checks(db, settings):
         pytest.param({}, {"last_success_time": timedelta(0)}, id="the check was counted"),
         pytest.param({}, {"last_state_change": timedelta(seconds=70)}, id="calls go first"),
         pytest.param({}, {"timeout_ms": 2 * 3600 * 1000}, id="its time-out is not over"),
-        pytest.param({}, {"state": "half_open", "probe_until": -LEASE}, id="a call tries it"),
+        pytest.param(
+            {},
+            {"state": "half_open", "probe_until": -timedelta(seconds=30)},
+            id="a call tries it",
+        ),
         pytest.param({}, {"state": "closed"}, id="it is closed"),
     ],
 )
