@@ -132,9 +132,13 @@ class WhoseLogAdmin(LogAdmin):
         wanted = uuid_or_none(search_term)
         if wanted is None:
             return queryset.none(), False
-        rows, near = queryset.filter(request_id=wanted), Window.around(wanted)
-        # The id says when: not each of the audit log's partitions has to be read for it.
-        return (within(rows, field=self.time_field, window=near) if near else rows), False
+        return self.near_search(queryset.filter(request_id=wanted), search_term), False
+
+    def near_search(self, rows: QuerySet[Any], search_term: str) -> QuerySet[Any]:
+        """An id says when: not each of the audit log's partitions has to be read for it."""
+        wanted = uuid_or_none(search_term)
+        near = wanted and Window.around(wanted)
+        return within(rows, field=self.time_field, window=near) if near else rows
 
     @display(description="tenant")
     def tenant_link(self, row: Any) -> str:
@@ -211,6 +215,7 @@ class RequestLogAdmin(WhoseLogAdmin):
     log = RequestLog
     time_field = "request_time"
     indexed_with_time = ("tenant_id", "target_server_id")
+    is_search_indexed = True
     list_display = (
         "request_time",
         "status",

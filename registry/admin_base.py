@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from itertools import islice
 from typing import Any, ClassVar, TypeVar, cast
 from uuid import UUID
 
@@ -33,11 +34,12 @@ from unfold.contrib.filters.admin import DropdownFilter
 from unfold.views import ChangeList
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
-from registry.admin_keyset import SLACK, KeysetList
+from registry.admin_keyset import KeysetList
 from registry.audit import Actor, audit_write
 from registry.db.encryption import DecryptionError
 from registry.db.ids import time_of
 from registry.db.jsonb import UNSTORABLE, is_storable
+from registry.db.keyset import SLACK
 from registry.db.partitions import NOWHERE, is_about_partitions
 
 __all__ = [
@@ -533,20 +535,52 @@ class NewestFirstMixin:
     def get_changelist(self, *_: Any, **__: Any) -> type[ChangeList]:
         return KeysetList
 
+    def walked(
+        self,
+        request: HttpRequest,  # noqa: ARG002
+        changelist: ChangeList,  # noqa: ARG002
+    ) -> models.QuerySet[Any] | None:
+        """The rows to look through for those that are asked for; None where an index gives these.
+
+        See `registry.db.search`.
+        """
+        return None
+
 
 class LogAdmin(NewestFirstMixin, ReadOnlyMixin, OperatorAdmin):
     """A partitioned log: newest first, a bounded window, no count, a row found by its id's time."""
 
     actions = None
     log: ClassVar[type[models.Model]]  # the partitioned model: who may view it sees these pages
+    list_before_template = "registry/admin_searched.html"
     # Filters by an id that leads an index of the log, which goes on with the time.
     indexed_with_time: ClassVar[tuple[str, ...]] = ()
+    is_search_indexed: ClassVar[bool] = False
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         # Such rows are read along that index; all rows along the primary key.
-        if any(uuid_or_none(request.GET.get(name)) for name in self.indexed_with_time):
-            return (f"-{self.time_field}", "-id")
-        return self.ordering
+        return (f"-{self.time_field}", "-id") if self._led_by(request) else self.ordering
+
+    def _led_by(self, request: HttpRequest) -> set[str]:
+        """The filter by whose index the log is read: one, or none."""
+        led = (name for name in self.indexed_with_time if uuid_or_none(request.GET.get(name)))
+        return set(islice(led, 1))
+
+    def walked(self, request: HttpRequest, changelist: ChangeList) -> models.QuerySet[Any] | None:
+        walking = {TimeWindowFilter.parameter_name, *self._led_by(request)}
+        asked = {name for name, (*_, value) in changelist.get_filters_params().items() if value}
+        searched = changelist.query
+        if self.is_search_indexed if searched else asked <= walking:
+            return None
+        rows = changelist.root_queryset
+        for spec in changelist.filter_specs:
+            if spec.parameter_name in walking:
+                rows = spec.queryset(request, rows)
+        return self.near_search(rows, searched) if searched else rows
+
+    def near_search(self, rows: models.QuerySet[Any], _search_term: str) -> models.QuerySet[Any]:
+        """The rows among which what is searched for must be, by what the term tells."""
+        return rows
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         opts = self.log._meta

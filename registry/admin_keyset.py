@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
 from django.contrib import messages
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from unfold.views import ChangeList
 
-from registry.db.keyset import beyond
+from registry.db.keyset import Order
+from registry.db.search import search
 
-__all__ = ["SLACK", "KeysetList", "Place"]
-
-# Between the making of an id and the time column: the longest call, and clocks that differ.
-SLACK = timedelta(days=1)
+__all__ = ["KeysetList", "Place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +39,18 @@ class Place:
     def __str__(self) -> str:
         return f"{self.time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}~{self.id}"
 
-    def beyond(self, time_field: str, ordering: Sequence[str], *, newer: bool) -> Q:
-        """The rows on one side of it, in an order by (time, id) or by the id alone."""
-        values = {time_field: self.time, "id": self.id}
-        fields = [name.removeprefix("-") for name in ordering]
-        condition = beyond(fields, [values[name] for name in fields], newer=newer)
-        if time_field in fields:
-            return condition
-        # An id tells about its time, which PostgreSQL cannot know: it would open each partition.
-        near = {"gte": self.time - SLACK} if newer else {"lte": self.time + SLACK}
-        return condition & Q(**{f"{time_field}__{side}": at for side, at in near.items()})
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """How far a search came that stopped before its page was full; `since` None: from now."""
+
+    since: datetime | None
+    reached: datetime
+    further: str  # the address that goes on
+
+    @property
+    def is_back(self) -> bool:
+        return self.since is None or self.reached < self.since
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Neighbours:
     newest: str | None
     newer: str | None
     older: str | None
+    searched: Searched | None = None
     template_name: ClassVar[str] = "registry/admin_pagination.html"
 
 
@@ -92,14 +93,25 @@ class KeysetList(ChangeList):  # type: ignore[misc]
 
     def get_results(self, request: HttpRequest) -> None:
         place, newer = self._place(request)
-        rows = self.queryset
-        if place is not None:
-            ordering = self.get_ordering(request, rows)
-            rows = rows.filter(place.beyond(self.model_admin.time_field, ordering, newer=newer))
-        found = list((rows.reverse() if newer else rows)[: self.list_per_page + 1])
-        shown = found[: self.list_per_page][:: -1 if newer else 1]
-        self.paginator = self._neighbours(shown, place, newer=newer, more=len(found) > len(shown))
+        fields = tuple(name.removeprefix("-") for name in self.get_ordering(request, self.queryset))
+        order = Order(fields, self._time_field)
+        found = search(
+            self.queryset,
+            order=order,
+            place={self._time_field: place.time, "id": place.id} if place else None,
+            newer=newer,
+            size=self.list_per_page + 1,
+            walked=self.model_admin.walked(request, self),
+        )
+        shown = found.rows[: self.list_per_page][:: -1 if newer else 1]
+        more = len(found.rows) > len(shown)
+        reached = self._place_of(found.reached) if found.reached else None
+        self.paginator = self._neighbours(shown, place, newer=newer, more=more, reached=reached)
         self._say_nothing_of_counts(shown)
+
+    @property
+    def _time_field(self) -> str:
+        return str(self.model_admin.time_field)
 
     def _place(self, request: HttpRequest) -> tuple[Place | None, bool]:
         """Where the page begins, and whether it leads to newer rows."""
@@ -114,19 +126,33 @@ class KeysetList(ChangeList):  # type: ignore[misc]
         return None, False
 
     def _neighbours(
-        self, shown: list[Any], place: Place | None, *, newer: bool, more: bool
+        self,
+        shown: list[Any],
+        place: Place | None,
+        *,
+        newer: bool,
+        more: bool,
+        reached: Place | None,
     ) -> Neighbours:
         turned = place is not None
         # Where one came from there is a page; whether there is one ahead, the extra row told.
         has_newer, has_older = turned and (more or not newer), newer or more
+        ends = [self._place_of(vars(row)) for row in (shown[0], shown[-1])] if shown else None
+        searched = None
+        if reached:
+            further = self._link("after" if newer else "before", reached)
+            searched = Searched(place.time if place else None, reached.time, further)
         return Neighbours(
             newest=self.get_query_string() if turned else None,
-            newer=self._link("after", shown[0]) if shown and has_newer else None,
-            older=self._link("before", shown[-1]) if shown and has_older else None,
+            newer=self._link("after", ends[0]) if ends and has_newer else None,
+            older=self._link("before", ends[1]) if ends and has_older else None,
+            searched=searched,
         )
 
-    def _link(self, name: str, row: Any) -> str:
-        place = Place(getattr(row, self.model_admin.time_field), row.pk)
+    def _place_of(self, values: Mapping[str, Any]) -> Place:
+        return Place(values[self._time_field], values["id"])
+
+    def _link(self, name: str, place: Place) -> str:
         return str(self.get_query_string({name: str(place)}))
 
     def _say_nothing_of_counts(self, shown: list[Any]) -> None:

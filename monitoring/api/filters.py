@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from monitoring.querysets import Window, within
 from registry.api.filters import TenantFilter, TruthFilter
 from registry.models import Tenant
 
-__all__ = ["AlertEventFilter", "AlertFilter", "AuditLogFilter", "RequestLogFilter"]
+__all__ = ["AlertEventFilter", "AlertFilter", "AuditLogFilter", "LogFilter", "RequestLogFilter"]
 
 # Outside, a day more or less leaves what a datetime can hold.
 SENSIBLE = (
@@ -92,6 +93,13 @@ class LogFilter(FilterSet):  # type: ignore[misc]
 
     def filter_queryset(self, queryset: QuerySet[Any]) -> QuerySet[Any]:
         rows = super().filter_queryset(queryset)
+        return within(rows, field=self.time_field, window=self._window())
+
+    def walked(self, leading: Iterable[str]) -> QuerySet[Any]:
+        """The rows of the window that these parameters alone leave; all of them are valid."""
+        rows, given = self.queryset, self.form.cleaned_data
+        for name in leading:
+            rows = self.filters[name].filter(rows, given[name])
         return within(rows, field=self.time_field, window=self._window())
 
     def _window(self) -> Window:

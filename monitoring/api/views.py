@@ -21,7 +21,13 @@ from rest_framework.views import APIView
 from monitoring import queries, services
 from monitoring.alerts.history import alert_preview
 from monitoring.alerts.prometheus import prometheus_rules
-from monitoring.api.filters import AlertEventFilter, AlertFilter, AuditLogFilter, RequestLogFilter
+from monitoring.api.filters import (
+    AlertEventFilter,
+    AlertFilter,
+    AuditLogFilter,
+    LogFilter,
+    RequestLogFilter,
+)
 from monitoring.api.serializers import (
     AlertEventSerializer,
     AlertPreviewSerializer,
@@ -55,7 +61,7 @@ from monitoring.schedule import task_run_soon, task_update
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
 from registry.api.callers import actor_of, caller_of
 from registry.api.errors import Conflict
-from registry.api.filters import refuse_unknown
+from registry.api.filters import PAGING, refuse_unknown
 from registry.api.pagination import Keyset, NewestFirst
 from registry.api.schema import table_of
 from registry.db.tenancy import operator_transaction
@@ -306,21 +312,44 @@ class LogViewSet(Listed, ScopedViewSet[Any]):
     read_scope = "metrics"
     tenant_field = "tenant_id"
     time_field: ClassVar[str]
+    filterset_class: ClassVar[type[LogFilter]]
     # Parameters that lead an index of the log, which goes on with the time.
     indexed_with_time: ClassVar[tuple[frozenset[str], ...]]
+    # Those that lead across tenants: for a tenant's caller the tenant's own index leads instead.
+    across_tenants = frozenset(("tenant", "server"))
+    finds_few: ClassVar[frozenset[str]] = frozenset()  # parameters with an index of their own
 
     @property
     def paginator(self) -> BasePagination | None:
         """Such rows are read along that index; all rows along the primary key."""
         if not hasattr(self, "_paginator") and not self._is_led():
-            self._paginator: BasePagination = NewestFirst()
+            self._paginator: BasePagination = NewestFirst(time_field=self.time_field)
         return super().paginator
 
     def _is_led(self) -> bool:
-        asked = {name for name, value in self.request.query_params.items() if value}
-        return not self.caller.is_operator or any(
-            leading <= asked for leading in self.indexed_with_time
-        )
+        return not self.caller.is_operator or bool(self._leading())
+
+    def _leading(self) -> frozenset[str]:
+        """The parameters by whose index the log is read."""
+        asked, own = self._asked(), not self.caller.is_operator
+        known = (one for one in self.indexed_with_time if not (own and one <= self.across_tenants))
+        return next((leading for leading in known if leading <= asked), frozenset())
+
+    def _asked(self) -> set[str]:
+        return {name for name, value in self.request.query_params.items() if value} - PAGING
+
+    def paginate_queryset(self, queryset: Any) -> Any:
+        self.paginator.walked = self._walked()  # type: ignore[union-attr]
+        return super().paginate_queryset(queryset)
+
+    def _walked(self) -> QuerySet[Any] | None:
+        """The rows to look through for those that are asked for; see registry.db.search."""
+        asked, leading = self._asked(), self._leading()
+        if asked <= leading | {"since", "until"} or asked & self.finds_few:
+            return None
+        filters = self.filterset_class(self.request.query_params, queryset=self.get_queryset())
+        filters.form.is_valid()  # it is: the list has been filtered
+        return filters.walked(leading)
 
     def get_queryset(self) -> QuerySet[Any]:
         """For one entry its id tells the time: one partition is read and not all of them."""
@@ -366,6 +395,7 @@ class RequestLogViewSet(LogViewSet):
     pagination_class = NewestRequest
     time_field = "request_time"
     indexed_with_time = (frozenset(("tenant",)), frozenset(("server",)))
+    finds_few = frozenset(("request_id",))
 
     def rows(self) -> QuerySet[RequestLogEntry]:
         return RequestLogEntry.objects.all()

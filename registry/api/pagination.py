@@ -16,12 +16,13 @@ from rest_framework.settings import api_settings
 from rest_framework.utils.urls import remove_query_param, replace_query_param
 from rest_framework.views import APIView
 
-from registry.db.keyset import beyond
+from registry.db.ids import time_of
+from registry.db.keyset import Order, Place
+from registry.db.search import search
 
 __all__ = ["Keyset", "NewestFirst", "envelope_schema"]
 
 MAX_PAGE_SIZE = 500
-Place = tuple[str, ...]  # a row's values of the ordering fields, as text
 
 
 class Keyset(BasePagination):
@@ -32,12 +33,17 @@ class Keyset(BasePagination):
     """
 
     ordering: tuple[str, ...]
+    walked: QuerySet[Any] | None = None  # see registry.db.search
+
+    def __init__(self, *, time_field: str | None = None) -> None:
+        """`time_field`: the time of the rows of a log, whose ids tell about it."""
+        self.order = Order(self.ordering, time_field)
 
     @classmethod
     def first_page(cls, rows: QuerySet[Any]) -> QuerySet[Any]:
         """What a list without parameters reads: a page, and the row that tells of another."""
         size = api_settings.PAGE_SIZE or MAX_PAGE_SIZE
-        return rows.order_by(*(f"-{name}" for name in cls.ordering))[: size + 1]
+        return Order(cls.ordering).sort(rows)[: size + 1]
 
     def paginate_queryset(  # type: ignore[override]  # lists cannot be asked for what follows
         self, queryset: QuerySet[Any], request: Request, view: APIView | None = None
@@ -46,22 +52,27 @@ class Keyset(BasePagination):
         self.url = request.build_absolute_uri()
         cursor = request.query_params.get("cursor")
         backwards, place = self._decode(cursor, queryset.model) if cursor else (False, None)
-        if place is not None:
-            queryset = queryset.filter(beyond(self.ordering, place, newer=backwards))
-        sign = "" if backwards else "-"
-        rows = list(queryset.order_by(*(sign + name for name in self.ordering))[: size + 1])
-        more = len(rows) > size
-        rows = rows[:size][:: -1 if backwards else 1]
+        found = search(
+            queryset,
+            order=self.order,
+            place=place,
+            newer=backwards,
+            size=size + 1,
+            walked=self.walked,
+        )
+        more, rows = len(found.rows) > size, found.rows[:size][:: -1 if backwards else 1]
         # Where one came from there is a page; whether there is one ahead, the extra row told.
-        self.has_next = bool(rows) and (backwards or more)
-        self.has_previous = bool(rows) and (more if backwards else place is not None)
-        self.page = rows
+        following = self._place_of(rows[-1]) if rows and (backwards or more) else None
+        turned = more if backwards else place is not None
+        preceding = self._place_of(rows[0]) if rows and turned else None
+        ends = {"next": following, "previous": preceding}
+        if found.reached:  # the search goes on there, however many rows it found
+            ends["previous" if backwards else "next"] = found.reached
+        self.links = {name: end and self._link(name, end) for name, end in ends.items()}
         return rows
 
     def get_paginated_response(self, data: Any) -> Response:
-        following = self._link("next", self.page[-1]) if self.has_next else None
-        preceding = self._link("previous", self.page[0]) if self.has_previous else None
-        return Response({"next": following, "previous": preceding, "results": data})
+        return Response({**self.links, "results": data})
 
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
         return envelope_schema(schema)
@@ -71,7 +82,8 @@ class Keyset(BasePagination):
             {
                 "name": "cursor",
                 "in": "query",
-                "description": "The place to go on from: use `next` and `previous` as they are.",
+                "description": "The place to go on from: use `next` and `previous` as they are. A"
+                " page may be short or empty and have a `next`: the end is where it is null.",
                 "schema": {"type": "string"},
             },
             {
@@ -82,29 +94,35 @@ class Keyset(BasePagination):
             },
         ]
 
-    def _link(self, direction: str, row: Any) -> str:
-        place = [
-            str(row[name] if isinstance(row, dict) else getattr(row, name))
-            for name in self.ordering
-        ]
-        text = json.dumps([direction, *place], separators=(",", ":"))
+    def _place_of(self, row: Any) -> Place:
+        values = row if isinstance(row, dict) else vars(row)
+        return {name: values[name] for name in self.ordering}
+
+    def _link(self, direction: str, place: Place) -> str:
+        values = [str(place[name]) for name in self.ordering]
+        text = json.dumps([direction, *values], separators=(",", ":"))
         cursor = urlsafe_b64encode(text.encode()).decode().rstrip("=")
         return replace_query_param(remove_query_param(self.url, "cursor"), "cursor", cursor)
 
     def _decode(self, cursor: str, model: type[Model]) -> tuple[bool, Place]:
         try:
             padded = cursor + "=" * (-len(cursor) % 4)
-            direction, *place = map(_text, json.loads(urlsafe_b64decode(padded)))
+            direction, *values = map(_text, json.loads(urlsafe_b64decode(padded)))
             backwards = {"next": False, "previous": True}[direction]
-            for name, value in zip(self.ordering, place, strict=True):
-                model._meta.get_field(name).to_python(value)  # type: ignore[union-attr]
+            place = {
+                name: model._meta.get_field(name).to_python(value)  # type: ignore[union-attr]
+                for name, value in zip(self.ordering, values, strict=True)
+            }
         except (
             LookupError, ValueError, TypeError, AttributeError, RecursionError,
             DjangoValidationError,
         ):  # fmt: skip
             message = "No cursor of this list: use `next` and `previous` of an answer as they are."
             raise ValidationError({"cursor": [message]}) from None
-        return backwards, tuple(place)
+        time_field = self.order.time_field
+        if time_field and time_field not in place:
+            place[time_field] = time_of(place["id"])
+        return backwards, place
 
 
 def _text(value: object) -> str:

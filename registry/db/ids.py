@@ -20,10 +20,14 @@ def uuid7() -> uuid.UUID:
 
 
 def time_of(identifier: uuid.UUID) -> datetime | None:
-    """When a version 7 UUID was made, to the millisecond; None for other versions."""
+    """When a version 7 UUID was made, to the millisecond; None for other versions.
+
+    None, too, for a time so far ahead that a day more might leave what a datetime can hold.
+    """
     if identifier.version != 7:
         return None
     try:
-        return datetime.fromtimestamp((identifier.int >> 80) / 1000, tz=UTC)
+        at = datetime.fromtimestamp((identifier.int >> 80) / 1000, tz=UTC)
     except (OverflowError, ValueError, OSError):
         return None
+    return at if at.year < 9000 else None

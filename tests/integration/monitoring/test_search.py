@@ -1,0 +1,245 @@
+"""Filters of the logs that no index serves and that few rows match."""
+
+from __future__ import annotations
+
+import html
+import re
+from datetime import timedelta
+from itertools import count, pairwise
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils.timezone import now
+
+from monitoring.models import AuditLogEntry, RequestLog, RequestLogEntry
+from registry.db import search as searching
+from registry.db.keyset import Order
+from registry.db.search import search
+from registry.models import Tenant
+from tests.api import client_of
+from tests.factories import AuditLogFactory, MCPServerFactory, RequestLogFactory, TenantFactory
+from tests.schema import seed
+
+pytestmark = pytest.mark.django_db
+
+REQUESTS = reverse("admin:monitoring_requestlogentry_changelist")
+AUDIT = reverse("admin:monitoring_auditlogentry_changelist")
+API = "/api/v1/request-logs"
+BY_ID = Order(("id",), "request_time")
+BY_TIME = Order(("request_time", "id"), "request_time")
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """A search that stops after a stretch of five rows."""
+    monkeypatch.setattr(searching, "FIRST", 5)
+    monkeypatch.setattr(searching, "SECONDS", 0)
+
+
+@pytest.fixture
+def calls():
+    """Forty calls of a tenant, four at a time; every ninth failed. Newest first."""
+    tenant, at = TenantFactory(slug="acme"), now() - timedelta(minutes=30)
+    for i in range(40):
+        RequestLogFactory(
+            request_time=at + timedelta(seconds=i // 4),
+            tenant_id=tenant.pk,
+            status_code=500 if i % 9 == 0 else 200,
+        )
+    return RequestLogEntry.objects.all()
+
+
+def failed(rows):
+    return rows.filter(status_code=500)
+
+
+def walk(rows, *, order: Order, newer: bool, clock, size: int = 2) -> list:
+    """All that searches find, each from where the one before it came to."""
+    found, place = [], None
+    while True:
+        one = search(
+            failed(rows), order=order, place=place, newer=newer, size=size, walked=rows, clock=clock
+        )
+        found += one.rows
+        place = one.reached
+        if place is None and len(one.rows) == size:
+            place = vars(one.rows[-1])
+        if place is None:
+            return found
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("order", [BY_ID, BY_TIME])
+@pytest.mark.parametrize("newer", [False, True])
+@pytest.mark.parametrize("seconds", [0, 1])  # that each look at the clock finds passed
+def test_searches_one_after_another_find_each_row_once(order, newer, seconds, calls):
+    clock = count(step=seconds).__next__
+    wanted = list(order.sort(failed(calls), newer=newer))
+    assert len(wanted) == 5
+    assert walk(calls, order=order, newer=newer, clock=clock) == wanted
+
+
+def test_a_search_stops_when_its_time_is_over_and_says_where(calls, monkeypatch):
+    monkeypatch.setattr(searching, "FIRST", 4)
+    rows = calls.filter(status_code=404)
+    slow = count(step=1.0).__next__
+    found = search(rows, order=BY_ID, place=None, newer=False, size=2, walked=calls, clock=slow)
+    assert found.rows == []
+    assert found.reached["id"] == calls.order_by("-id")[4].pk
+    still = search(
+        rows, order=BY_ID, place=None, newer=False, size=2, walked=calls, clock=lambda: 0.0
+    )
+    assert still == searching.Found([])  # there was time for all
+
+
+@pytest.mark.parametrize(
+    ("took", "left", "length"), [(1, 100, 400), (10, 25, 250), (10, 1, 10), (0, 1, 400)]
+)
+def test_the_next_stretch_is_as_long_as_the_time_allows(took, left, length):
+    assert searching._next_length(100, took=took, left=left) == length
+
+
+def long_log(rows: int) -> None:
+    """A call every four seconds."""
+    seed.rows(
+        RequestLog,
+        rows,
+        id="(lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')"
+        " || '70008' || lpad(to_hex(i), 15, '0'))::uuid",
+        request_time="at",
+        source="LATERAL (SELECT now() - i * interval '4 s' AS at) clock",
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE request_logs")
+
+
+def buffers(statement: str) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT JSON) {statement}")
+        root = cursor.fetchone()[0][0]["Plan"]
+    return root["Shared Hit Blocks"] + root["Shared Read Blocks"]
+
+
+def test_the_statements_of_a_search_are_few_and_read_no_more_than_their_stretch(monkeypatch):
+    monkeypatch.setattr(searching, "FIRST", 200)
+    monkeypatch.setattr(searching, "LONGEST", 200)
+    long_log(10_000)
+    rows = RequestLogEntry.objects.filter(
+        request_time__gte=now() - timedelta(days=1), request_time__lt=now()
+    )
+    rare, asked = rows.filter(duration_ms__gt=1e6), {"place": None, "newer": False, "size": 51}
+    with CaptureQueriesContext(connection) as captured:
+        found = search(rare, order=BY_ID, walked=rows, clock=lambda: 0.0, **asked)
+        search(rare, order=BY_ID, **asked)
+    assert found.reached["id"] == rows.order_by("-id")[200 * searching.MOST + 6].pk
+    *stretches, whole = [query["sql"] for query in captured]
+    assert len(stretches) == 2 * searching.MOST
+    assert max(map(buffers, stretches)) * 4 < buffers(whole)
+
+
+# ---------------------------------------------------------------- REST
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("asks", ["operator", "operator by tenant", "tenant"])
+def test_the_api_gives_short_pages_that_lead_on(asks, calls):
+    client = client_of(None)
+    query = {"status": 500, "page_size": 2}
+    if asks == "operator by tenant":
+        query["tenant"] = "acme"
+    if asks == "tenant":
+        client = client_of(Tenant.objects.get(slug="acme"))
+    page = client.get(API, query).json()
+    pages = [page]
+    while page["next"]:
+        page = client.get(page["next"]).json()
+        pages.append(page)
+    assert all(list(page) == ["next", "previous", "results"] for page in pages)
+    wanted = [str(row.pk) for row in failed(calls).order_by("-id")]
+    assert [row["id"] for page in pages for row in page["results"]] == wanted
+    assert any(len(page["results"]) < 2 for page in pages[:-1])
+    last = next(page for page in reversed(pages) if page["results"])  # an empty one leads on only
+    back, page = [], last
+    while page["previous"]:
+        page = client.get(page["previous"]).json()
+        back = [row["id"] for row in page["results"]] + back
+    assert back == wanted[: -len(last["results"])]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_what_an_index_finds_is_not_searched_for(calls):
+    client, server = client_of(None), MCPServerFactory()
+    oldest = calls.order_by("id").first()
+    RequestLogEntry.objects.filter(pk=oldest.pk).update(target_server_id=server.pk)
+    for query in ({"server": str(server.pk)}, {"request_id": str(oldest.request_id)}):
+        page = client.get(API, query).json()
+        assert [row["id"] for row in page["results"]] == [str(oldest.pk)]
+        assert page["next"] is None
+
+
+# ---------------------------------------------------------------- admin
+
+
+def shown(client, page: str):
+    """The page's rows, what it says of the search, and the address to go on."""
+    response = client.get(page)
+    assert response.status_code == 200
+    text = response.content.decode()
+    [said] = re.findall(r'<p[^>]*role="status">(.*?)</p>', text, re.DOTALL) or [""]
+    [href] = re.findall(r'href="([^"]*)"', said) or [""]
+    words = " ".join(re.sub(r"<[^>]*>", "", said).split())
+    rows = [row.pk for row in response.context["cl"].result_list]
+    return rows, words, page.partition("?")[0] + html.unescape(href) if href else ""
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("by_tenant", [False, True])
+def test_the_admin_says_how_far_it_searched_and_goes_on(by_tenant, calls, admin_client):
+    own = f"&tenant_id={calls[0].tenant_id}" if by_tenant else ""
+    found, says, page = [], [], f"{REQUESTS}?outcome=failed{own}"
+    while page:
+        rows, words, page = shown(admin_client, page)
+        found += rows
+        says += [words] if words else []
+    assert found == [row.pk for row in failed(calls).order_by("-id")]
+    assert len(says) > 2
+    assert re.fullmatch(
+        r"Searched from now back to \d+ \w+ \d\d:\d\d:\d\d, \d rows? so far. Search further",
+        says[0],
+    )
+    for one, following in pairwise(says):
+        [reached] = re.findall(r"to (.*?),", one)
+        assert following.startswith(f"Searched from {reached} back to")
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_search_towards_newer_rows_goes_on_too(calls, admin_client):
+    oldest = calls.order_by("id").first()
+    place = f"{oldest.request_time:%Y-%m-%dT%H:%M:%S.%fZ}~{oldest.pk}"
+    found, page = [], f"{REQUESTS}?outcome=failed&after={place}"
+    while page:
+        rows, words, page = shown(admin_client, page)
+        found = rows + found
+        assert not words or " on to " in words
+    assert found == [row.pk for row in failed(calls).exclude(pk=oldest.pk).order_by("-id")]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_the_audit_log_is_searched_as_the_request_log_is(admin_client):
+    wanted = AuditLogFactory(action="server.register")
+    for _ in range(12):
+        AuditLogFactory(action="key.use")
+    page, pages = f"{AUDIT}?action=server", []
+    while page:
+        rows, _, page = shown(admin_client, page)
+        pages.append(rows)
+    assert pages == [[], [], [wanted.pk]]
+    assert AuditLogEntry.objects.count() == 13
+
+
+@pytest.mark.usefixtures("hurried")
+def test_what_cannot_match_is_not_searched_for(calls, admin_client):
+    for query in ("api_key_id=nonsense", "q=nonsense"):
+        assert shown(admin_client, f"{REQUESTS}?{query}") == ([], "", "")
