@@ -111,6 +111,30 @@ class IdFilter(TextFilter):  # type: ignore[misc]
         return queryset.filter(**{self.parameter_name: wanted}) if wanted else queryset.none()
 
 
+class WordFilter(TextFilter):  # type: ignore[misc]
+    """Rows with exactly this word in the column that the parameter is named after."""
+
+    lookup: ClassVar[str] = "exact"
+
+    @classmethod
+    def over(cls, field: str, title: str, *, lookup: str = "exact") -> type[WordFilter]:
+        return type(
+            "WordFilter", (cls,), {"parameter_name": field, "title": title, "lookup": lookup}
+        )
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        word = (self.value() or "").strip()
+        if "\0" in word:  # no text that PostgreSQL stores
+            return queryset.none()
+        return (
+            queryset.filter(**{f"{self.parameter_name}__{self.lookup}": word}) if word else queryset
+        )
+
+
+# The models of keys, by the annotation that holds the prefix of a row's key.
+KEYS = {"_key": "security.EnhancedAPIKey", "_plain_key": "security.APIKey"}
+
+
 class WhoseLogAdmin(LogAdmin):
     """A log whose rows name a tenant, a user and a key by their ids."""
 
@@ -121,6 +145,10 @@ class WhoseLogAdmin(LogAdmin):
         return rows.annotate(  # type: ignore[no-any-return]
             _tenant=_name_of(Tenant, "slug", by="tenant_id"),
             _user=_name_of(get_user_model(), "username", by="user_id"),
+            **{
+                name: _name_of(apps.get_model(label), "key_prefix", by="api_key_id")
+                for name, label in KEYS.items()
+            },
         )
 
     def get_search_results(
@@ -150,11 +178,14 @@ class WhoseLogAdmin(LogAdmin):
 
     @display(description="API key")
     def key_link(self, row: Any) -> str:
-        return name_or_id("security_enhancedapikey", row.api_key_id, _short(row.api_key_id))
+        for name, label in KEYS.items():
+            if prefix := getattr(row, name):
+                return link_to_row(label.lower().replace(".", "_"), row.api_key_id, prefix)
+        return str(row.api_key_id or NOTHING)
 
 
 def _short(row_id: UUID | None) -> str | None:
-    """The random end of an id, enough to tell keys apart in a list."""
+    """The random end of an id, enough to tell rows apart in a list."""
     return None if row_id is None else f"…{str(row_id)[-8:]}"
 
 
@@ -177,6 +208,20 @@ class OutcomeFilter(DropdownFilter):  # type: ignore[misc]
     def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         wanted = self.RANGES.get(self.value() or "")
         return queryset.filter(status_code__range=wanted) if wanted else queryset
+
+
+class StatusFilter(TextFilter):  # type: ignore[misc]
+    """One status code; `outcome` has the classes."""
+
+    title = "status code"
+    parameter_name = "status_code"
+
+    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        text = (self.value() or "").strip()
+        if not text:
+            return queryset
+        is_code = text.isascii() and text.isdigit() and len(text) == 3
+        return queryset.filter(status_code=int(text)) if is_code else queryset.none()
 
 
 class SlownessFilter(DropdownFilter):  # type: ignore[misc]
@@ -231,7 +276,11 @@ class RequestLogAdmin(WhoseLogAdmin):
         TimeWindowFilter.over("request_time"),
         TenantFilter,
         OutcomeFilter,
+        StatusFilter,
+        WordFilter.over("error_type", "error"),
         SlownessFilter,
+        WordFilter.over("rpc_method", "method"),
+        WordFilter.over("tool_name", "tool"),
         ServerIdFilter,
         KeyIdFilter,
     )
@@ -290,16 +339,6 @@ class RequestLogAdmin(WhoseLogAdmin):
 # ---------------------------------------------------------------- audit log
 
 
-class ActionFilter(TextFilter):  # type: ignore[misc]
-    """Actions by the beginning of their name: `api_key` or `api_key.create`."""
-
-    title = "action"
-    parameter_name = "action"
-
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(action__startswith=self.value()) if self.value() else queryset
-
-
 class OriginFilter(DropdownFilter):  # type: ignore[misc]
     title = "origin"
     parameter_name = "origin"
@@ -309,14 +348,6 @@ class OriginFilter(DropdownFilter):  # type: ignore[misc]
 
     def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(service_name=self.value()) if self.value() else queryset
-
-
-class ResourceIdFilter(TextFilter):  # type: ignore[misc]
-    title = "resource's id"
-    parameter_name = "resource_id"
-
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(resource_id=self.value().strip()) if self.value() else queryset
 
 
 class SuccessFilter(DropdownFilter):  # type: ignore[misc]
@@ -349,10 +380,10 @@ class AuditLogAdmin(WhoseLogAdmin):
     list_filter = (
         TimeWindowFilter.over("timestamp"),
         TenantFilter,
-        ActionFilter,
+        WordFilter.over("action", "action", lookup="startswith"),  # api_key or api_key.create
         SuccessFilter,
         OriginFilter,
-        ResourceIdFilter,
+        WordFilter.over("resource_id", "resource's id"),
     )
     search_fields = ("request_id",)
     search_help_text = "X-Request-ID of one request"

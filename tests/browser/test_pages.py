@@ -115,6 +115,10 @@ def test_the_pages_fit_a_phone(page: Any, live_server: Any) -> None:
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
     page.goto(f"{live_server.url}/admin/")
     shot(page, "admin-phone")
+    page.goto(f"{live_server.url}/admin/monitoring/requestlogentry/")
+    shot(page, "request-log-phone")
+    rows = page.locator("#result_list .data-row")
+    assert max(row.bounding_box()["height"] for row in rows.all()) < 100  # pixels: a few lines
 
 
 @pytest.mark.usefixtures("busy_day")

@@ -34,8 +34,10 @@ from registry.db.ids import uuid7
 from registry.models import MCPServer, ServerMetricEntry
 from tests.factories import (
     AlertEventFactory,
+    APIKeyFactory,
     AuditLogFactory,
     DataRetentionPolicyFactory,
+    EnhancedAPIKeyFactory,
     MCPServerFactory,
     PerformanceAlertFactory,
     RequestLogFactory,
@@ -81,13 +83,27 @@ def test_a_request_is_found_by_its_id_and_by_nothing_else(admin_client):
 def test_filters_of_the_request_log(admin_client):
     server = MCPServerFactory()
     failed = RequestLogFactory(
-        status_code=502, tenant_id=server.tenant_id, target_server_id=server.id
+        status_code=502,
+        tenant_id=server.tenant_id,
+        target_server_id=server.id,
+        rpc_method="tools/list",
+        tool_name="search_code",
+        error_type="upstream_unreachable",
     )
     slow = RequestLogFactory(duration_ms=2500.0)
     assert listed(admin_client, f"{REQUESTS}?outcome=failed") == [failed.pk]
     assert failed.pk in listed(admin_client, f"{REQUESTS}?outcome=bad")
     assert listed(admin_client, f"{REQUESTS}?outcome=ok") == [slow.pk]
     assert listed(admin_client, f"{REQUESTS}?slower=1000") == [slow.pk]
+    for asked in (
+        "status_code=502",
+        "error_type=upstream_unreachable",
+        "rpc_method=tools/list",
+        "tool_name=search_code",
+    ):
+        assert listed(admin_client, f"{REQUESTS}?{asked}") == [failed.pk], asked
+    for asked in ("status_code=5", "status_code=٥٠٢", "error_type=upstream", "tool_name=a%00"):
+        assert listed(admin_client, f"{REQUESTS}?{asked}") == [], asked
     assert listed(admin_client, f"{REQUESTS}?tenant_id={server.tenant_id}") == [failed.pk]
     assert listed(admin_client, f"{REQUESTS}?target_server_id={server.id}") == [failed.pk]
     assert listed(admin_client, f"{REQUESTS}?target_server_id=nonsense") == []
@@ -116,6 +132,25 @@ def test_a_log_names_what_still_exists_and_keeps_the_id_of_what_is_gone(admin_cl
     assert f'href="{link}"' in text
     assert "still-here" in text
     assert str(gone) in text
+
+
+@pytest.mark.parametrize(
+    ("page", "factory"), [(REQUESTS, RequestLogFactory), (AUDIT, AuditLogFactory)]
+)
+def test_a_log_names_keys_by_their_prefix_and_those_that_are_gone_by_their_id(
+    page, factory, admin_client
+):
+    keys = [EnhancedAPIKeyFactory(), APIKeyFactory(), EnhancedAPIKeyFactory()]
+    gone = uuid4()
+    for key_id in (*(key.pk for key in keys), gone, None):
+        factory(api_key_id=key_id)
+    with CaptureQueriesContext(connection) as captured:
+        text = admin_client.get(page).content.decode()
+    for key in keys:
+        link = reverse(f"admin:security_{key._meta.model_name}_change", args=[key.pk])
+        assert re.search(rf'href="{link}"[^>]*>{key.key_prefix}<', text)
+    assert str(gone) in text
+    assert len([query for query in captured if "api_keys" in query["sql"]]) == 1
 
 
 def opened(client, page: str) -> tuple[list[UUID], dict[str, str]]:
