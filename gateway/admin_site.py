@@ -68,11 +68,6 @@ class GatewayAdminSite(UnfoldAdminSite):  # type: ignore[misc]
                 self.admin_view(views.statement),
                 name="statement",
             ),
-            path(
-                "alerts/<uuid:alert_id>/acknowledge/",
-                self.admin_view(views.acknowledge),
-                name="acknowledge",
-            ),
         ]
 
     def login(

@@ -11,11 +11,15 @@ from django import forms
 from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.auth import get_user_model
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import models
 from django.db.models import OuterRef, QuerySet, Subquery
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
+from django.urls import URLPattern, path, reverse
+from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.timezone import now
+from django.views.decorators.http import require_POST
 from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
     BooleanRadioFilter,
@@ -493,6 +497,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     note = ALERTS_NOTE
     form = PerformanceAlertForm
     actions = ("acknowledge",)
+    change_form_outer_before_template = "monitoring/alert_firing.html"
     list_display = (
         "name",
         "severity_label",
@@ -578,6 +583,25 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
 
     def service_delete(self, actor: Actor, row: PerformanceAlert) -> None:
         services.alert_delete(actor=actor, alert=row)
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(require_POST(self.acknowledge_one))
+        name = "monitoring_performancealert_acknowledge"
+        return [path("<uuid:alert_id>/acknowledge/", view, name=name), *super().get_urls()]
+
+    def acknowledge_one(self, request: HttpRequest, alert_id: UUID) -> HttpResponse:
+        """Say that the operator looks after an alert; back to the page that has the button."""
+        alert = get_object_or_404(PerformanceAlert, pk=alert_id)
+        if not self.has_change_permission(request, alert):
+            raise PermissionDenied
+        actor = actor_of(request)
+        if services.alert_acknowledge(actor=actor, alert=alert, user_id=actor.user_id, at=now()):
+            text = f"You look after {alert.name}: no reminders until it is over."
+            self.message_user(request, text, messages.SUCCESS)
+        else:
+            text = f"{alert.name} does not fire any more, or somebody was faster."
+            self.message_user(request, text, messages.INFO)
+        return HttpResponseRedirect(_own_page(request) or reverse("admin:index"))
 
     @admin.action(description="Acknowledge the selected alerts", permissions=["change"])
     def acknowledge(self, request: HttpRequest, queryset: QuerySet[PerformanceAlert]) -> None:
@@ -681,6 +705,12 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         held = f" for {alert.duration_minutes} min" if alert.duration_minutes else ""
         comparison = f"{alert.comparison_operator} {alert.threshold_value:g}"
         return f"{alert.metric_name} {comparison}{held}"
+
+
+def _own_page(request: HttpRequest) -> str | None:
+    """The page that a form names as the next one, unless it is none of this host."""
+    wanted = request.POST.get("next", "")
+    return wanted if url_has_allowed_host_and_scheme(wanted, allowed_hosts=None) else None
 
 
 def _with_masks(fieldsets: Any) -> list[Any]:

@@ -1,29 +1,24 @@
-"""The pages of figures beside the first one, and what can be done on them."""
+"""The pages of figures beside the first one."""
 
 from __future__ import annotations
 
 from typing import Any
 from uuid import UUID
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.auth.decorators import permission_required
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.template.response import TemplateResponse
-from django.urls import reverse
-from django.utils.timezone import now
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET
 
 from gateway.dashboard.database import database_tables
-from monitoring.models import PerformanceAlert, StatementSnapshot
+from monitoring.models import StatementSnapshot
 from monitoring.plans import NoPlanError, generic_plan
-from monitoring.services import alert_acknowledge
-from registry.admin_base import actor_of
 
-__all__ = ["acknowledge", "database", "statement"]
+__all__ = ["database", "statement"]
 
 may_look = permission_required("monitoring.view_requestlog", raise_exception=True)
-may_acknowledge = permission_required("monitoring.change_performancealert", raise_exception=True)
 
 
 @require_GET
@@ -45,19 +40,6 @@ def statement(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     return _page(
         request, "statement", title="Statement", snapshot=snapshot, plan=plan, refusal=refusal
     )
-
-
-@require_POST
-@may_acknowledge
-def acknowledge(request: HttpRequest, alert_id: UUID) -> HttpResponse:
-    """Say that the operator looks after an alert; back to the first page."""
-    alert = get_object_or_404(PerformanceAlert, pk=alert_id)
-    actor = actor_of(request)
-    if alert_acknowledge(actor=actor, alert=alert, user_id=actor.user_id, at=now()):
-        messages.success(request, f"You look after {alert.name}: no reminders until it is over.")
-    else:
-        messages.info(request, f"{alert.name} does not fire any more, or somebody was faster.")
-    return HttpResponseRedirect(reverse("admin:index"))
 
 
 def _page(request: HttpRequest, name: str, **context: Any) -> HttpResponse:

@@ -41,6 +41,8 @@ from tests.partitions import one_old_partition
 
 pytestmark = pytest.mark.django_db
 
+ACKNOWLEDGE = "admin:monitoring_performancealert_acknowledge"
+
 
 def page(client: Client, name: str = "index", **query: str) -> str:
     response = client.get(reverse(f"admin:{name}"), query)
@@ -170,7 +172,7 @@ def test_an_alert_is_acknowledged_where_it_is_seen(admin_client: Client, admin_u
     alert = PerformanceAlertFactory(is_triggered=True, first_triggered=now(), last_value=3)
     html = page(admin_client)
     assert f"Acknowledge {alert.name}" in html
-    address = reverse("admin:acknowledge", args=[alert.pk])
+    address = reverse(ACKNOWLEDGE, args=[alert.pk])
     assert admin_client.get(address).status_code == 405
     assert admin_client.post(address).status_code == 302
     alert.refresh_from_db()
@@ -186,7 +188,7 @@ def test_who_may_only_read_acknowledges_nothing() -> None:
     alert = PerformanceAlertFactory(is_triggered=True, first_triggered=now())
     reader = signed_in(Role.READONLY)
     assert "Acknowledge" not in page(reader)
-    assert reader.post(reverse("admin:acknowledge", args=[alert.pk])).status_code == 403
+    assert reader.post(reverse(ACKNOWLEDGE, args=[alert.pk])).status_code == 403
     assert PerformanceAlert.objects.get(pk=alert.pk).acknowledged_at is None
 
 

@@ -546,6 +546,22 @@ def test_a_firing_alert_is_acknowledged(admin_client, admin_user):
     assert states[quiet.name].acknowledged_at is None
 
 
+def test_an_alert_is_acknowledged_on_its_own_page(admin_client, admin_user):
+    alert = PerformanceAlertFactory()
+    page = reverse("admin:monitoring_performancealert_change", args=[alert.pk])
+    button = reverse("admin:monitoring_performancealert_acknowledge", args=[alert.pk])
+    assert button not in admin_client.get(page).text, "it does not fire"
+    PerformanceAlert.objects.update(is_triggered=True, first_triggered=now())
+    assert button in admin_client.get(page).text
+    answer = admin_client.post(button, {"next": page})
+    assert answer.url == page
+    text = admin_client.get(page).text
+    assert f"{admin_user} looks after it since {now():%Y-%m-%d}" in text
+    assert button not in text
+    elsewhere = admin_client.post(button, {"next": "https://example.org/"})
+    assert elsewhere.url == reverse("admin:index")
+
+
 # ---------------------------------------------------------------- retention
 
 POLICY = {
