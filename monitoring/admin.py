@@ -525,7 +525,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         "first_triggered",
         "last_triggered",
         "trigger_count",
-        "acknowledged_by",
+        "acknowledged",
         "acknowledged_at",
         "last_notification",
         "history",
@@ -562,7 +562,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
                     ("state", "value_now", "last_measured"),
                     ("trigger_count", "history"),
                     ("first_triggered", "last_triggered"),
-                    ("acknowledged_by", "acknowledged_at", "last_notification"),
+                    ("acknowledged", "acknowledged_at", "last_notification"),
                 ),
                 "classes": ("tab",),
             },
@@ -681,6 +681,10 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     @display(description="value", ordering="last_value")
     def value_now(self, alert: PerformanceAlert) -> str:
         return NOTHING if alert.last_value is None else f"{alert.last_value:g}"
+
+    @display(description="acknowledged by")
+    def acknowledged(self, alert: PerformanceAlert) -> str:
+        return NOTHING if alert.acknowledged_at is None else alert.acknowledger
 
     @display(description="history")
     def history(self, alert: PerformanceAlert) -> str:

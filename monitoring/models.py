@@ -433,6 +433,14 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
         db_index=False,
     )
     acknowledged_at = models.DateTimeField(null=True, blank=True)
+    # In words: keys are the room's above, and who acknowledged is to be told when they are gone.
+    acknowledged_with = models.CharField(
+        max_length=320,
+        blank=True,
+        db_default="",
+        editable=False,
+        help_text="The API key that said so, by name and prefix; empty: the admin.",
+    )
     notification_channels = models.JSONField(
         default=list, blank=True, validators=[check_channels], help_text=CHANNELS_HELP
     )
@@ -493,6 +501,12 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
         if not self.is_triggered or self.acknowledged_at is None:
             return False
         return self.first_triggered is None or self.acknowledged_at >= self.first_triggered
+
+    @property
+    def acknowledger(self) -> str:
+        """Who looks after it, in words: somebody's name, their key, or both."""
+        names = (str(self.acknowledged_by or ""), self.acknowledged_with)
+        return " with ".join(filter(None, names)) or "somebody"
 
     @property
     def state(self) -> str:

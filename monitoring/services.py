@@ -101,22 +101,23 @@ def alert_delete(*, actor: Actor, alert: PerformanceAlert) -> bool:
 
 @transaction.atomic
 def alert_acknowledge(
-    *, actor: Actor, alert: PerformanceAlert, user_id: UUID | None, at: datetime
+    *, actor: Actor, alert: PerformanceAlert, user_id: UUID | None, at: datetime, key: str = ""
 ) -> bool:
     """Say that somebody looks after an alert that fires; False when there is nothing to say.
 
-    `user_id` is None for a key that belongs to nobody. An acknowledgement holds for one firing:
-    one that is older than the firing counts as none.
+    `user_id` is None for a key that belongs to nobody, `key` names the key in words. An
+    acknowledgement holds for one firing: one that is older than the firing counts as none.
     """
     unanswered = Q(acknowledged_at=None) | Q(acknowledged_at__lt=F("first_triggered"))
     firing = PerformanceAlert.objects.filter(unanswered, pk=alert.pk, is_triggered=True)
-    if firing.update(acknowledged_by=user_id, acknowledged_at=at, updated_at=at) != 1:
+    told = {"acknowledged_by": user_id, "acknowledged_with": key, "acknowledged_at": at}
+    if firing.update(**told, updated_at=at) != 1:
         return False
     audit_write(
         actor=actor, action="alert.acknowledge", resource=alert, details={"name": alert.name}
     )
     alert.refresh_from_db()
-    reading = Reading(alert.last_value, why="somebody looks after it")
+    reading = Reading(alert.last_value, why=f"{alert.acknowledger} looks after it")
     event_record(alert=alert, kind=AlertEventKind.ACKNOWLEDGED, reading=reading, at=at)
     return True
 

@@ -94,14 +94,15 @@ class PerformanceAlertSerializer(serializers.ModelSerializer[PerformanceAlert]):
             "id", "name", "description", "server", "metric_name", "threshold_value",
             "comparison_operator", "duration_minutes", "severity", "is_active", "is_triggered",
             "first_triggered", "last_triggered", "trigger_count", "acknowledged_by",
-            "acknowledged_at", "notification_channels", "cooldown_minutes", "last_notification",
+            "acknowledged_with", "acknowledged_at", "notification_channels", "cooldown_minutes",
+            "last_notification",
             "state", "pending_since", "no_data_since", "last_measured", "last_value",
             "created_at", "updated_at",
         ]  # fmt: skip
         read_only_fields = [
             "is_triggered", "first_triggered", "last_triggered", "trigger_count",
             "pending_since", "no_data_since", "last_measured", "last_value", "acknowledged_by",
-            "acknowledged_at", "last_notification", "created_at", "updated_at",
+            "acknowledged_with", "acknowledged_at", "last_notification", "created_at", "updated_at",
         ]  # fmt: skip
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:

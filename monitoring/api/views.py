@@ -159,7 +159,11 @@ class PerformanceAlertViewSet(Listed, Creatable, Changeable, Removable, Alerts):
     def acknowledge(self, request: Request, pk: str) -> Response:
         alert = self.get_object()
         done = services.alert_acknowledge(
-            actor=actor_of(request), alert=alert, user_id=self.caller.user_id, at=now()
+            actor=actor_of(request),
+            alert=alert,
+            user_id=self.caller.user_id,
+            key=self.caller.key,
+            at=now(),
         )
         if not done:
             raise Conflict("The alert does not fire, or it is acknowledged already.")

@@ -21,6 +21,7 @@ class Caller:
     tenant_id: UUID | None = None  # None: an operator, who sees every tenant
     user_id: UUID | None = None
     api_key_id: UUID | None = None
+    key: str = ""  # the API key in words, such as "API key deploy (k3f9a2b1)"
     allowed_servers: tuple[str, ...] = ()  # slugs; empty: no limit
     runs_gateway: bool = False  # sees what concerns the whole gateway, not only their tenant
     allowed_by_default: bool = True  # where no access rule says anything

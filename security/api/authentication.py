@@ -124,6 +124,7 @@ def _holder(row: EnhancedAPIKey | APIKey) -> Caller:
         tenant_id=row.tenant_id,
         user_id=row.user_id,
         api_key_id=row.pk,
+        key=f"API key {row.name} ({row.key_prefix})",
         runs_gateway=_runs_gateway(row.tenant),
         allowed_servers=tuple(getattr(row, "allowed_servers", ())),
         allowed_by_default=_allows(row.tenant),

@@ -11,7 +11,13 @@ from django.test.utils import CaptureQueriesContext
 from django.utils.timezone import now
 from procrastinate.contrib.django.models import ProcrastinateJob
 
-from monitoring.models import AuditLog, DataRetentionPolicy, MaterializedView, PerformanceAlert
+from monitoring.models import (
+    AlertEvent,
+    AuditLog,
+    DataRetentionPolicy,
+    MaterializedView,
+    PerformanceAlert,
+)
 from registry.db.ids import uuid7
 from tests.api import client_of, transaction_queries
 from tests.factories import (
@@ -306,6 +312,21 @@ def test_an_alert_that_fires_is_acknowledged_once_a_firing():
     PerformanceAlert.objects.update(first_triggered=now() + timedelta(seconds=1))  # it fires anew
     assert client.post(path).status_code == 200
     assert AuditLog.objects.filter(action="alert.acknowledge").count() == 2
+
+
+def test_a_key_that_acknowledges_is_named(operator, admin_client):
+    alert = PerformanceAlertFactory(is_triggered=True, first_triggered=now())
+    key = f"API key {operator.key.name} ({operator.key.key_prefix})"
+    answer = operator.post(f"{ALERTS}/{alert.pk}/acknowledge").json()
+    assert (answer["acknowledged_by"], answer["acknowledged_with"]) == (None, key)
+    assert f"{key} looks after it" in AlertEvent.objects.get().message
+    page = admin_client.get(f"/admin/monitoring/performancealert/{alert.pk}/change/").text
+    assert f"{key} looks after it since" in page
+    # The next firing is somebody else's.
+    PerformanceAlert.objects.update(first_triggered=now() + timedelta(seconds=1))
+    admin_client.post(f"/admin/monitoring/performancealert/{alert.pk}/acknowledge/")
+    alert.refresh_from_db()
+    assert (str(alert.acknowledged_by), alert.acknowledged_with) == ("admin", "")
 
 
 HOOK = {"type": "webhook", "url": "https://8.8.8.8/alerts", "secret": "secret-4711"}
