@@ -33,6 +33,7 @@ from monitoring import services
 from monitoring.alerts.channels import channel_public
 from monitoring.alerts.history import alert_preview
 from monitoring.alerts.metrics import LEAST_CALLS, choices, unknown
+from monitoring.alerts.units import written
 from monitoring.models import (
     AlertEvent,
     AlertEventKind,
@@ -680,7 +681,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
 
     @display(description="value", ordering="last_value")
     def value_now(self, alert: PerformanceAlert) -> str:
-        return NOTHING if alert.last_value is None else f"{alert.last_value:g}"
+        return alert.value_written
 
     @display(description="acknowledged by")
     def acknowledged(self, alert: PerformanceAlert) -> str:
@@ -707,8 +708,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     @display(description="condition")
     def condition(self, alert: PerformanceAlert) -> str:
         held = f" for {alert.duration_minutes} min" if alert.duration_minutes else ""
-        comparison = f"{alert.comparison_operator} {alert.threshold_value:g}"
-        return f"{alert.metric_name} {comparison}{held}"
+        return f"{alert.condition}{held}"
 
 
 def _own_page(request: HttpRequest) -> str | None:
@@ -758,7 +758,7 @@ class AlertEventAdmin(NewestFirstMixin, OwnedRowsMixin, OperatorAdmin):
 
     @display(description="value")
     def figure(self, event: AlertEvent) -> str:
-        return NOTHING if event.value is None else f"{event.value:g} {event.unit}".strip()
+        return written(event.value, event.unit)
 
     @display(description="told")
     def told(self, event: AlertEvent) -> str:

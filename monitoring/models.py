@@ -17,6 +17,7 @@ from django.utils.timezone import now
 from monitoring.alerts.channels import check_channels
 from monitoring.alerts.metrics import metric_of, rule_faults
 from monitoring.alerts.rules import Rule
+from monitoring.alerts.units import written
 from monitoring.retention.tables import relation_of
 from monitoring.retention.target import target_of
 from registry.db.base import TimestampedModel, UUIDModel, choices_constraint
@@ -494,6 +495,17 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
         """Why its rule can never fire, by field; empty when it can."""
         of_server = self.server_id is not None
         return rule_faults(self.metric_name, self.rule(), of_server=of_server)
+
+    @property
+    def condition(self) -> str:
+        """The rule in words, such as 'error_rate > 5 %'."""
+        limit = written(self.threshold_value, metric_of(self.metric_name).unit, is_named=True)
+        return f"{self.metric_name} {self.comparison_operator} {limit}"
+
+    @property
+    def value_written(self) -> str:
+        """The last value in words, with its unit."""
+        return written(self.last_value, metric_of(self.metric_name).unit)
 
     @property
     def is_acknowledged(self) -> bool:

@@ -21,7 +21,6 @@ from django.core.exceptions import ValidationError
 from django.db import DataError, IntegrityError, OperationalError, models, transaction
 from django.forms.fields import InvalidJSONInput
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.defaultfilters import filesizeformat
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.http import urlencode
@@ -41,6 +40,7 @@ from registry.db.ids import time_of
 from registry.db.jsonb import UNSTORABLE, is_storable
 from registry.db.keyset import SLACK
 from registry.db.partitions import NOWHERE, is_about_partitions
+from registry.figures import NOTHING, byte_size, duration, percentage
 
 __all__ = [
     "NOTHING",
@@ -66,8 +66,6 @@ __all__ = [
     "register_last",
     "uuid_or_none",
 ]
-
-NOTHING = "–"
 
 
 def actor_of(request: HttpRequest) -> Actor:
@@ -99,35 +97,7 @@ def display(
     return cast("Callable[[Method], Method]", decorated)
 
 
-# ---------------------------------------------------------------- figures in words
-
-
-def duration(milliseconds: float | None) -> str:
-    """12.34 → '12.3 ms', 1500 → '1.5 s', 300000 → '5 min', 86400000 → '24 h'."""
-    if milliseconds is None:
-        return NOTHING
-    unit, length = next((unit, length) for unit, length, end in _UNITS if milliseconds < end)
-    value = milliseconds / length
-    return f"{value:.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}"
-
-
-# Name, length and the first duration that is told in the next unit; all in milliseconds.
-_UNITS = (
-    ("ms", 1, 1000),
-    ("s", 1000, 120_000),
-    ("min", 60_000, 2 * 3_600_000),
-    ("h", 3_600_000, 48 * 3_600_000),
-    ("days", 24 * 3_600_000, float("inf")),
-)
-
-
-def percentage(share: float | None) -> str:
-    """0.987 → '98.7 %'."""
-    return NOTHING if share is None else f"{share * 100:.3g} %"
-
-
-def byte_size(count: float | None) -> str:
-    return NOTHING if count is None else filesizeformat(count)
+# ---------------------------------------------------------------- links
 
 
 def link_to_row(url_name: str, pk: object, text: object) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from gateway.models import CircuitBreaker, ConnectionPool, RequestQueue
+from registry.api.fields import RoundedField
 
 __all__ = [
     "CircuitBreakerSerializer",
@@ -72,8 +73,8 @@ class RequestQueueSerializer(serializers.ModelSerializer[RequestQueue]):
 class ServerHealthSerializer(serializers.Serializer[Any]):
     health_status = serializers.CharField(help_text="A status, or `all`.")
     servers = serializers.IntegerField()
-    avg_response_time = serializers.FloatField(allow_null=True, help_text="Milliseconds.")
-    success_rate = serializers.FloatField(allow_null=True, help_text="0 to 1.")
+    avg_response_time = RoundedField(places=3, allow_null=True, help_text="Milliseconds.")
+    success_rate = RoundedField(places=4, allow_null=True, help_text="0 to 1.")
     stale_checks = serializers.IntegerField(help_text="Not checked in the last 5 minutes.")
     open_breakers = serializers.IntegerField()
     last_health_check = serializers.DateTimeField(allow_null=True)

@@ -8,20 +8,11 @@ from datetime import datetime
 
 from django.urls import reverse
 
-from registry.admin_base import NOTHING, byte_size, duration, percentage
+from monitoring.alerts.units import written
 
 __all__ = ["Measured", "Problem", "problems"]
 
 WORST_FIRST = ("critical", "warning", "ok")
-WRITTEN = {
-    "ms": duration,
-    "s": lambda value: duration(value * 1000),
-    "ratio": percentage,
-    "percent": lambda value: percentage(value / 100),
-    "bytes": byte_size,
-}
-# Units that the metric's name has said already.
-COUNTED = {"breakers", "calls", "connections", "requests", "rows", "tasks"}
 # Where the rows behind a metric are listed, by the admin's names of pages.
 ROWS = {
     "requests_per_minute": ("admin:monitoring_requestlogentry_changelist", "?window=1"),
@@ -70,24 +61,16 @@ class Measured:
 
     @property
     def written(self) -> str:
-        return self._written(self.value)
+        return written(self.value, self.unit, is_named=True)
 
     @property
     def limit(self) -> str:
-        return self._written(self.threshold)
+        return written(self.threshold, self.unit, is_named=True)
 
     @property
     def url(self) -> str:
         name, rest = ROWS.get(self.metric, ELSEWHERE)
         return f"{reverse(name)}{rest}"
-
-    def _written(self, value: float | None) -> str:
-        if value is None:
-            return NOTHING
-        if write := WRITTEN.get(self.unit):
-            return write(value)
-        number = f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
-        return f"{number} {self.unit}" if self.unit not in COUNTED else number
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from django.db import connection
 from monitoring.alerts.channels import HIDDEN, Channel, channel_key
 from monitoring.alerts.events import server_subject
 from monitoring.alerts.http import CallFailed, call
+from monitoring.alerts.units import written
 from monitoring.models import AlertEvent, AlertEventKind, Severity
 from registry.db.encryption import DecryptionError
 from registry.upstream import current_policy
@@ -128,7 +129,7 @@ def _letter(event: AlertEvent) -> str:
     if event.alert.description:
         lines.append(event.alert.description)
     lines += [
-        f"- {part['subject']}: {part['value']:g} {event.unit} {part.get('text', '')}".rstrip()
+        f"- {part['subject']}: {written(part['value'], event.unit)} {part.get('text', '')}".rstrip()
         for part in event.parts
     ]
     return "\n".join(lines) + "\n"

@@ -10,6 +10,8 @@ from django.db import transaction
 
 from monitoring.alerts.channels import channel_key, channel_label, told
 from monitoring.alerts.figures import Reading, Row
+from monitoring.alerts.metrics import metric_of
+from monitoring.alerts.units import written
 from monitoring.models import AlertEvent, AlertEventKind, PerformanceAlert, StatementSnapshot
 from registry.models import MCPServer
 from registry.periodic import task_defer
@@ -69,11 +71,14 @@ _WORDS = {
 
 
 def _message(alert: PerformanceAlert, kind: AlertEventKind, reading: Reading) -> str:
-    limit = f"the rule is {alert.comparison_operator} {alert.threshold_value:g}"
+    unit = metric_of(alert.metric_name).unit
+    threshold = written(alert.threshold_value, unit, is_named=True)
+    limit = f"the rule is {alert.comparison_operator} {threshold}"
     if reading.value is None or reading.why:
         return f"{alert.name} {_WORDS[kind]}: {reading.why or 'no value was read'}; {limit}."
-    figure = f"{alert.metric_name} of {reading.subject} is {reading.value:g} {reading.unit}"
-    return f"{alert.name} {_WORDS[kind]}: {figure.strip()}; {limit}."
+    value = written(reading.value, reading.unit)
+    figure = f"{alert.metric_name} of {reading.subject} is {value}"
+    return f"{alert.name} {_WORDS[kind]}: {figure}; {limit}."
 
 
 def _parts(alert: PerformanceAlert, rows: Sequence[Row]) -> list[dict[str, Any]]:

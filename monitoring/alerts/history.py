@@ -18,6 +18,7 @@ from monitoring.alerts.events import server_subject
 from monitoring.alerts.figures import EVERYTHING, Extremes
 from monitoring.alerts.metrics import RECENT_CALLS, metric_of
 from monitoring.alerts.rules import Change, Rule, Standing, step
+from monitoring.alerts.units import written
 from monitoring.models import MetricSnapshot, PerformanceAlert
 
 __all__ = [
@@ -73,6 +74,7 @@ class Preview:
 
     known_since: datetime | None
     firings: tuple[Firing, ...]
+    unit: str = ""
 
     def __str__(self) -> str:
         if self.known_since is None:
@@ -82,15 +84,14 @@ class Preview:
         if not count:
             return f"Would not have fired {since}."
         times = "once" if count == 1 else f"{count} times"
-        return f"Would have fired {times} {since}: {', '.join(map(_told, self.firings))}."
+        return f"Would have fired {times} {since}: {', '.join(map(self._told, self.firings))}."
 
-
-def _told(firing: Firing) -> str:
-    if firing.until is None:
-        length = "to now"
-    else:
-        length = f"for {int((firing.until - firing.since).total_seconds() / 60)} min"
-    return f"{firing.since:%m-%d %H:%M} {length} (up to {firing.worst:g})"
+    def _told(self, firing: Firing) -> str:
+        if firing.until is None:
+            length = "to now"
+        else:
+            length = f"for {int((firing.until - firing.since).total_seconds() / 60)} min"
+        return f"{firing.since:%m-%d %H:%M} {length} (up to {written(firing.worst, self.unit)})"
 
 
 def history_keep(extremes: Iterable[Extremes], *, at: datetime) -> None:
@@ -107,7 +108,8 @@ def history_keep(extremes: Iterable[Extremes], *, at: datetime) -> None:
 def alert_preview(alert: PerformanceAlert, *, at: datetime) -> Preview:
     """What the alert's rule, as it is now, would have made of the last week."""
     subject = server_subject(alert.server) if alert.server else EVERYTHING
-    least, calls = metric_of(alert.metric_name).least_calls, dict[datetime, float]()
+    metric = metric_of(alert.metric_name)
+    least, calls = metric.least_calls, dict[datetime, float]()
     if least:
         kept = _kept(RECENT_CALLS, EVERYTHING, at)
         calls = {bucket: highest for bucket, _, highest in kept}
@@ -116,7 +118,8 @@ def alert_preview(alert: PerformanceAlert, *, at: datetime) -> Preview:
         Point(bucket, lowest, highest, calls.get(bucket, least) >= least)
         for bucket, lowest, highest in _kept(alert.metric_name, subject, at)
     ]
-    return Preview(points[0].at if points else None, tuple(would_have_fired(alert.rule(), points)))
+    firings = tuple(would_have_fired(alert.rule(), points))
+    return Preview(points[0].at if points else None, firings, metric.unit)
 
 
 def _kept(metric: str, subject: str, at: datetime) -> Iterable[tuple[datetime, float, float]]:

@@ -37,6 +37,7 @@ class Metric:
     name: str
     group: str
     about: str
+    unit: str  # as the view gives it
     of_servers: bool = False  # has a row for each server that has something to count
     least_calls: int = 0  # of the window: with fewer there is nothing to judge
     lowest: float = 0.0
@@ -52,45 +53,49 @@ CALLS, SERVERS, DATABASE, ITSELF = "Calls", "Servers", "Database", "The gateway 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("error_rate", CALLS, "share of calls that failed, 0 to 1",
+        Metric("error_rate", CALLS, "share of calls that failed, 0 to 1", "ratio",
                least_calls=LEAST_CALLS, highest=1.0),
-        Metric("p95_duration_ms", CALLS, "what 95 % of the calls are faster than",
+        Metric("p95_duration_ms", CALLS, "what 95 % of the calls are faster than", "ms",
                least_calls=LEAST_CALLS),
-        Metric(RECENT_CALLS, CALLS, "calls that those two are made of"),
-        Metric("requests_per_minute", CALLS, "calls a minute"),
-        Metric("open_breakers", SERVERS, "circuit breakers that let no call through",
+        Metric(RECENT_CALLS, CALLS, "calls that those two are made of", "calls"),
+        Metric("requests_per_minute", CALLS, "calls a minute", "requests/min"),
+        Metric("open_breakers", SERVERS, "circuit breakers that let no call through", "breakers",
                of_servers=True),
-        Metric("pool_utilisation_percent", SERVERS, "upstream connections in use", highest=100.0,
+        Metric("pool_utilisation_percent", SERVERS, "upstream connections in use", "percent",
+               highest=100.0, of_servers=True),
+        Metric("queue_depth", SERVERS, "calls that wait for a connection", "requests",
                of_servers=True),
-        Metric("queue_depth", SERVERS, "calls that wait for a connection", of_servers=True),
-        Metric("cache_hit_ratio", DATABASE, "reads of blocks that needed no disk, 0 to 1",
+        Metric("cache_hit_ratio", DATABASE, "reads of blocks that needed no disk, 0 to 1", "ratio",
                highest=1.0),
-        Metric("database_connections", DATABASE, "sessions of the database server"),
-        Metric("database_size_bytes", DATABASE, "size of the database"),
-        Metric("dead_rows", DATABASE, "rows that vacuum has to remove"),
-        Metric("index_hit_ratio", DATABASE, "as cache_hit_ratio, of indexes alone", highest=1.0),
+        Metric("database_connections", DATABASE, "sessions of the database server", "connections"),
+        Metric("database_size_bytes", DATABASE, "size of the database", "bytes"),
+        Metric("dead_rows", DATABASE, "rows that vacuum has to remove", "rows"),
+        Metric("index_hit_ratio", DATABASE, "as cache_hit_ratio, of indexes alone", "ratio",
+               highest=1.0),
         Metric("index_usage_percent", DATABASE, "rows of large tables that an index found",
-               highest=100.0),
-        Metric("invalid_indexes", DATABASE, "indexes whose build was cut off"),
-        Metric("longest_transaction_seconds", DATABASE, "age of the oldest open transaction"),
-        Metric("partition_days_ahead", DATABASE, "days for which the logs have partitions"),
-        Metric("replication_lag_seconds", DATABASE, "how far a standby is behind"),
-        Metric("slow_statement_ms", DATABASE, "mean duration of the slowest statement"),
+               "percent", highest=100.0),
+        Metric("invalid_indexes", DATABASE, "indexes whose build was cut off", "indexes"),
+        Metric("longest_transaction_seconds", DATABASE, "age of the oldest open transaction", "s"),
+        Metric("partition_days_ahead", DATABASE, "days for which the logs have partitions", "days"),
+        Metric("replication_lag_seconds", DATABASE, "how far a standby is behind", "s"),
+        Metric("slow_statement_ms", DATABASE, "mean duration of the slowest statement", "ms"),
         Metric("table_growth_percent", DATABASE, "growth of a large table in thirty days",
-               lowest=-100.0),
-        Metric("wraparound_percent", DATABASE, "transaction ids that are used up", highest=100.0),
-        Metric("failed_tasks", ITSELF, "periodic tasks whose last run failed"),
-        Metric("task_late_seconds", ITSELF, "how long the most overdue task has been due"),
-        Metric("rollup_lag_seconds", ITSELF, "age of the oldest calls that are not added up"),
-        Metric("spooled_log_rows", ITSELF, "log rows that wait in files"),
-        Metric("lost_log_rows", ITSELF, "log rows of processes that lost some in the last hour"),
+               "percent", lowest=-100.0),
+        Metric("wraparound_percent", DATABASE, "transaction ids that are used up", "percent",
+               highest=100.0),
+        Metric("failed_tasks", ITSELF, "periodic tasks whose last run failed", "tasks"),
+        Metric("task_late_seconds", ITSELF, "how long the most overdue task has been due", "s"),
+        Metric("rollup_lag_seconds", ITSELF, "age of the oldest calls that are not added up", "s"),
+        Metric("spooled_log_rows", ITSELF, "log rows that wait in files", "rows"),
+        Metric("lost_log_rows", ITSELF, "log rows of processes that lost some in the last hour",
+               "rows"),
     )
 }  # fmt: skip
 
 
 def metric_of(name: str) -> Metric:
     """The metric; of a name that none has, one about which nothing is known."""
-    return METRICS.get(name) or Metric(name, group="", about="")
+    return METRICS.get(name) or Metric(name, group="", about="", unit="")
 
 
 def choices() -> list[tuple[str, list[tuple[str, str]]]]:

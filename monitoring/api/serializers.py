@@ -25,7 +25,7 @@ from monitoring.models import (
 from monitoring.retention.tables import RETAINED
 from registry.api.base import OwnServerField
 from registry.api.callers import caller_of
-from registry.api.fields import FiniteFloatField, SafeJSONField
+from registry.api.fields import FiniteFloatField, RoundedField, SafeJSONField
 from registry.api.serializers import refuse_changes
 
 __all__ = [
@@ -280,13 +280,13 @@ class RequestPerformanceSerializer(serializers.Serializer[Any]):
     total_requests = serializers.IntegerField()
     successful_requests = serializers.IntegerField()
     failed_requests = serializers.IntegerField()
-    error_rate = serializers.FloatField(allow_null=True, help_text="0 to 1.")
-    avg_duration_ms = serializers.FloatField(allow_null=True)
-    p50_duration_ms = serializers.FloatField(allow_null=True)
-    p95_duration_ms = serializers.FloatField(allow_null=True)
-    p99_duration_ms = serializers.FloatField(allow_null=True)
-    max_duration_ms = serializers.FloatField(allow_null=True)
-    requests_per_minute = serializers.FloatField()
+    error_rate = RoundedField(places=6, allow_null=True, help_text="0 to 1.")
+    avg_duration_ms = RoundedField(places=3, allow_null=True)
+    p50_duration_ms = RoundedField(places=3, allow_null=True)
+    p95_duration_ms = RoundedField(places=3, allow_null=True)
+    p99_duration_ms = RoundedField(places=3, allow_null=True)
+    max_duration_ms = RoundedField(places=3, allow_null=True)
+    requests_per_minute = RoundedField(places=3)
 
 
 class TenantUsageSerializer(serializers.Serializer[Any]):
@@ -295,9 +295,9 @@ class TenantUsageSerializer(serializers.Serializer[Any]):
     total_requests = serializers.IntegerField()
     successful_requests = serializers.IntegerField()
     failed_requests = serializers.IntegerField()
-    error_rate = serializers.FloatField(allow_null=True, help_text="0 to 1.")
-    avg_duration_ms = serializers.FloatField(allow_null=True)
-    p95_duration_ms = serializers.FloatField(allow_null=True)
+    error_rate = RoundedField(places=6, allow_null=True, help_text="0 to 1.")
+    avg_duration_ms = RoundedField(places=3, allow_null=True)
+    p95_duration_ms = RoundedField(places=3, allow_null=True)
     unique_users = serializers.IntegerField()
     servers_used = serializers.IntegerField()
     tools_used = serializers.IntegerField()
@@ -316,7 +316,7 @@ class DatabaseSizeSerializer(serializers.Serializer[Any]):
     total_size_pretty = serializers.CharField()
     row_estimate = serializers.IntegerField()
     partitions = serializers.IntegerField()
-    growth_30d_percent = serializers.FloatField(allow_null=True)
+    growth_30d_percent = RoundedField(places=3, allow_null=True)
 
 
 class IndexUsageSerializer(serializers.Serializer[Any]):
@@ -336,7 +336,7 @@ class IndexUsageSerializer(serializers.Serializer[Any]):
 class PerformanceMetricSerializer(serializers.Serializer[Any]):
     metric = serializers.CharField()
     subject = serializers.CharField(allow_null=True)
-    value = serializers.FloatField(allow_null=True)
+    value = RoundedField(places=6, allow_null=True)
     unit = serializers.CharField(allow_null=True)
     threshold = serializers.FloatField(allow_null=True)
     status = serializers.ChoiceField(choices=["ok", "warning", "critical"], allow_null=True)
@@ -349,16 +349,16 @@ class RequestSeriesSerializer(serializers.Serializer[Any]):
     bucket = serializers.DateTimeField(help_text="Where the step begins.")
     requests = serializers.IntegerField()
     errors = serializers.IntegerField(help_text="Calls with a status of 400 or above.")  # type: ignore[assignment]
-    avg_duration_ms = serializers.FloatField(allow_null=True)
-    p50_duration_ms = serializers.FloatField(allow_null=True)
-    p95_duration_ms = serializers.FloatField(allow_null=True)
-    p99_duration_ms = serializers.FloatField(allow_null=True)
+    avg_duration_ms = RoundedField(places=3, allow_null=True)
+    p50_duration_ms = RoundedField(places=3, allow_null=True)
+    p95_duration_ms = RoundedField(places=3, allow_null=True)
+    p99_duration_ms = RoundedField(places=3, allow_null=True)
 
 
 class SlowStatementSerializer(serializers.Serializer[Any]):
     query_id = serializers.IntegerField(help_text="As pg_stat_statements has it.")
     query = serializers.CharField(help_text="Normalised: $1, $2, … stand for the values.")
     window_calls = serializers.IntegerField(help_text="Between the last two readings.")
-    window_mean_ms = serializers.FloatField()
+    window_mean_ms = RoundedField(places=3)
     calls = serializers.IntegerField(help_text="Since the statistics were reset.")
     taken_at = serializers.DateTimeField()

@@ -11,7 +11,7 @@ from rest_framework.fields import empty
 
 from registry.db.jsonb import UNSTORABLE, is_storable
 
-__all__ = ["FiniteFloatField", "LocalTimeField", "NamesARow", "SafeJSONField"]
+__all__ = ["FiniteFloatField", "LocalTimeField", "NamesARow", "RoundedField", "SafeJSONField"]
 
 
 class FiniteFloatField(serializers.FloatField):
@@ -24,6 +24,17 @@ class FiniteFloatField(serializers.FloatField):
         if not math.isfinite(number):
             self.fail("finite")
         return number
+
+
+class RoundedField(serializers.FloatField):
+    """A measured figure without the digits that nobody measured."""
+
+    def __init__(self, *, places: int, **kwargs: Any) -> None:
+        super().__init__(read_only=True, **kwargs)
+        self.places = places
+
+    def to_representation(self, value: Any) -> Any:
+        return round(float(value), self.places)
 
 
 @extend_schema_field(

@@ -7,6 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from registry.api.base import TenantField
+from registry.api.fields import RoundedField
 from registry.models import MCPServer, ServerTool, Transport, slug_validator
 
 __all__ = [
@@ -57,6 +58,8 @@ class MCPServerSerializer(serializers.ModelSerializer[MCPServer]):
         write_only=True, required=False, allow_null=True, help_text="Never shown again."
     )
     has_credentials = serializers.BooleanField(read_only=True)
+    avg_response_time = RoundedField(places=3, allow_null=True, help_text="Milliseconds.")
+    success_rate = RoundedField(places=4, allow_null=True, help_text="Of health checks, 0 to 1.")
     capabilities = serializers.JSONField(read_only=True)
     health_metadata = serializers.JSONField(read_only=True)
 

@@ -168,7 +168,7 @@ def test_an_email_says_what_happened_even_of_a_rule_with_a_broken_name():
     assert letter.to == ["a@example.org", "b@example.org"]
     assert letter.subject == "[warning] two lines: triggered"
     assert "open_breakers of all is 2 breakers; the rule is > 0." in letter.body
-    assert "- acme/weather: 1 breakers" in letter.body
+    assert "- acme/weather: 1 breaker\n" in letter.body
     assert "Look at the breakers." in letter.body
 
 

@@ -72,6 +72,7 @@ def test_the_metrics_are_those_of_the_view_within_its_units() -> None:
     # A database without standbys has no row of theirs.
     assert {row["metric"] for row in rows} | {"replication_lag_seconds"} == METRICS.keys()
     for row in rows:
+        assert METRICS[row["metric"]].unit == row["unit"], row["metric"]
         wanted = {"ratio": 1.0, "percent": 100.0}.get(row["unit"])
         if row["metric"] != "table_growth_percent":  # twice as large is 200 %
             assert METRICS[row["metric"]].ceiling == wanted, row["metric"]

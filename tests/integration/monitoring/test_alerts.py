@@ -89,7 +89,7 @@ def test_an_open_breaker_is_told_once_and_its_end_too():
     told = AlertEvent.objects.get(kind="triggered")
     assert (told.value, told.subject, told.unit) == (1.0, "all", "breakers")
     assert told.parts == [{"subject": f"acme/{server.slug}", "value": 1.0}]
-    assert "breakers fires: open_breakers of all is 1 breakers; the rule is > 0." in told.message
+    assert "breakers fires: open_breakers of all is 1 breaker; the rule is > 0." in told.message
 
 
 def test_what_changed_is_queued_once_for_each_channel_that_wants_to_hear():

@@ -76,6 +76,14 @@ def test_credentials_go_in_and_never_come_out(client):
     assert "very-secret" not in everywhere
 
 
+def test_what_was_measured_is_told_without_digits_that_were_not(client):
+    server = MCPServerFactory(
+        tenant=client.key.tenant, success_rate=0.9876543209876543, avg_response_time=12.3456789
+    )
+    found = client.get(f"{SERVERS}/{server.pk}").json()
+    assert (found["success_rate"], found["avg_response_time"]) == (0.9877, 12.346)
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
