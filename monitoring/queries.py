@@ -16,10 +16,12 @@ __all__ = [
     "ALL_TENANTS",
     "SERIES_STEPS",
     "STRANGERS",
+    "begun",
     "database_sizes",
     "fetch_rows",
     "index_usage",
     "performance_metrics",
+    "request_figures",
     "request_performance",
     "request_series",
     "slowest_statements",
@@ -101,6 +103,9 @@ SELECT tenant.id AS tenant_id, tenant.slug AS tenant, sum(part.requests)::bigint
 _SERIES = """
 SELECT * FROM request_series(%(tenant)s, %(since)s, %(until)s, %(step)s)
 """
+_FIGURES = """
+SELECT * FROM request_figures(%(tenant)s, %(since)s, %(until)s)
+"""
 _SLOWEST = """
 SELECT id, query_id, query, window_calls, window_mean_ms, calls, taken_at
   FROM statement_snapshots
@@ -124,19 +129,38 @@ def tenant_usage(*, tenant_ids: Sequence[UUID], hours: int) -> list[Row]:
 def request_series(*, hours: int, at: datetime, tenant_id: UUID | None = None) -> list[Row]:
     """The last hours (one of SERIES_STEPS) in steps, oldest first; the last step holds `at`."""
     step = SERIES_STEPS[hours]
-    since = _EPOCH + (at - _EPOCH) // step * step - timedelta(hours=hours) + step
-    window = {"since": since, "until": at, "step": step}
-    return fetch_rows(_SERIES, {"tenant": tenant_id or ALL_TENANTS, **window})
+    since = begun(at, step) - timedelta(hours=hours) + step
+    return _series(tenant_id or ALL_TENANTS, since, at, step)
 
 
-def traffic_series(*, hours: int, at: datetime) -> list[Row]:
-    """The series of the whole gateway, with the column `strangers`; `errors` are without these."""
+def traffic_series(*, since: datetime, until: datetime, step: timedelta) -> list[Row]:
+    """The series of the whole gateway, with the column `strangers`; `errors` are without these.
+
+    `since` is a multiple of five minutes, and of an hour where `step` is hours.
+    """
     # First: what comes in between is then in neither, or among the errors.
-    strangers = request_series(hours=hours, at=at, tenant_id=STRANGERS)
+    strangers = _series(STRANGERS, since, until, step)
+    everybody = _series(ALL_TENANTS, since, until, step)
     return [
         {**row, "errors": row["errors"] - refused["errors"], "strangers": refused["errors"]}
-        for row, refused in zip(request_series(hours=hours, at=at), strangers, strict=True)
+        for row, refused in zip(everybody, strangers, strict=True)
     ]
+
+
+def begun(at: datetime, length: timedelta) -> datetime:
+    """When the stretch of this length began that `at` is in, such as the hour."""
+    return _EPOCH + (at - _EPOCH) // length * length
+
+
+def _series(tenant_id: UUID, since: datetime, until: datetime, step: timedelta) -> list[Row]:
+    window = {"since": since, "until": until, "step": step}
+    return fetch_rows(_SERIES, {"tenant": tenant_id, **window})
+
+
+def request_figures(*, since: datetime, until: datetime) -> Row:
+    """One row over the calls of the whole gateway: requests, errors, p95_ms and more."""
+    window = {"tenant": ALL_TENANTS, "since": since, "until": until}
+    return fetch_rows(_FIGURES, window)[0]
 
 
 def top_tools(*, since: datetime, limit: int) -> list[Row]:

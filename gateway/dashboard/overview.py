@@ -52,7 +52,8 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     }
     if _is_live_alone(request):
         return live
-    series = queries.traffic_series(hours=window.hours, at=at)
+    since = window.since(at)
+    series = queries.traffic_series(since=since, until=at, step=window.step)
     holding = _holding()
     alerts = [alert for alert in holding if alert.is_triggered]
     return {
@@ -62,7 +63,7 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "cards": [
             _servers_card(_health()),
             _breakers_card(breakers),
-            _requests_card(window, series),
+            _requests_card(window, series, at),
             _alerts_card(alerts, holding[len(alerts) :]),
         ],
         "alerts": alerts[:TOP],
@@ -126,13 +127,12 @@ def _breakers_card(breakers: Sequence[CircuitBreaker]) -> Card:
     )
 
 
-def _requests_card(window: Window, series: Sequence[dict[str, Any]]) -> Card:
-    found = queries.request_performance(hours=window.hours)
-    total = found["total_requests"]
-    slow = duration(found["p95_duration_ms"])
+def _requests_card(window: Window, series: Sequence[dict[str, Any]], at: datetime) -> Card:
+    total = sum(row["requests"] for row in series)
+    slow = duration(queries.request_figures(since=window.since(at), until=at)["p95_ms"])
     note = f"{percentage(failed_share(series))} failed, 95 % within {slow}"
     return Card(
-        title=f"Calls, {window.title[0].lower()}{window.title[1:]}",
+        title=f"Calls since {_hour(window.since(at))}",
         value=f"{total:,}",
         note=note if total else "none came in",
         url=_list("monitoring_requestlogentry", window=window.value),
@@ -196,7 +196,7 @@ def _tools(window: Window, at: datetime) -> Table:
             for row in rows
         ],
         empty="No tool was called.",
-        note=_since(since),
+        note=f"Calls of tools since {_hour(since)}.",
         more=_list("registry_servertool"),
     )
 
@@ -222,13 +222,13 @@ def _tenants(window: Window, at: datetime) -> Table:
             for row in rows
         ],
         empty="No tenant called.",
-        note=_since(since),
+        note=f"Calls of tenants since {_hour(since)}; strangers and operators have none.",
         more=_list("registry_tenant"),
     )
 
 
-def _since(moment: datetime) -> str:
-    return f"Since {moment:%a %H:%M} UTC, in whole hours."
+def _hour(moment: datetime) -> str:
+    return f"{moment:%a %H:%M} UTC"
 
 
 def _server(server_id: UUID, slug: str | None) -> str:

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from monitoring.queries import SERIES_STEPS
+from monitoring.queries import SERIES_STEPS, begun
 
 __all__ = ["WINDOWS", "Window", "chosen_window"]
+
+HOUR = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The last `hours`. Its value in the address is their number."""
+    """The last `hours`, the one that goes on included. Its value in the address is their number."""
 
     hours: int
     title: str
@@ -27,9 +29,17 @@ class Window:
     def step(self) -> timedelta:
         return SERIES_STEPS[self.hours]
 
+    def since(self, at: datetime) -> datetime:
+        """From where on every figure of the page counts, so that they agree.
+
+        A full hour, as some figures are kept by the hour; of a single hour that would be too much.
+        """
+        unit = HOUR if self.hours > 1 else self.step
+        return begun(at, unit) - timedelta(hours=self.hours) + unit
+
     def whole_hours(self, at: datetime) -> datetime:
-        """Where the hours begin that figures kept by the hour are added up from."""
-        return (at - timedelta(hours=self.hours)).replace(minute=0, second=0, microsecond=0)
+        """The same for figures that are kept by the hour."""
+        return begun(self.since(at), HOUR)
 
 
 WINDOWS = (

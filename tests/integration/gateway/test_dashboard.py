@@ -137,6 +137,30 @@ def test_charts_and_tables_show_the_window(window: str, inside: int, admin_clien
     assert [sum(line["data"]) for line in data["datasets"]] == [inside + 2, inside, 1]
 
 
+@pytest.mark.parametrize(("window", "hours"), [("24", 24), ("168", 168)])
+def test_every_count_of_the_overview_is_of_the_same_calls(
+    window: str, hours: int, admin_client: Client
+) -> None:
+    one_old_partition(days=8)
+    server = MCPServerFactory()
+    hour = now().replace(minute=0, second=0, microsecond=0)
+    begin = hour - timedelta(hours=hours - 1)
+    for at in (begin - timedelta(seconds=1), begin, begin + timedelta(minutes=29), now()):
+        RequestLogFactory(
+            request_time=at,
+            tenant_id=server.tenant_id,
+            target_server_id=server.pk,
+            tool_name="add",
+        )
+    rollups_compact()
+    text = words(page(admin_client, window=window))
+    assert f"Calls since {begin:%a %H:%M} UTC 3 0 % failed" in text
+    assert "3 calls, 0 % failed" in text
+    assert f"Calls of tools since {begin:%a %H:%M} UTC. tool server calls" in text
+    assert f"add {server.slug} 3 0 %" in text
+    assert f"{server.tenant.slug} 3 0 %" in text
+
+
 def test_the_overview_costs_few_queries_however_much_there_is(admin_client: Client) -> None:
     for _ in range(12):
         tenant = TenantFactory()
