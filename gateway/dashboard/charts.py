@@ -52,6 +52,7 @@ LATENCY = (
     Line("p95_duration_ms", "95 % within", "#d97706", duration),
     Line("p99_duration_ms", "99 % within", "#dc2626", duration),
 )
+BEYOND = "#7c3aed"
 
 
 def failed_share(series: Sequence[Row]) -> float | None:
@@ -78,7 +79,7 @@ def traffic_chart(series: Sequence[Row], window: Window) -> Chart:
 
 
 def latency_chart(series: Sequence[Row], window: Window) -> Chart:
-    """Percentiles of durations."""
+    """Percentiles of durations. A few that would flatten all others are beyond the scale."""
     timed = [row for row in series if row["p95_duration_ms"] is not None]
     summary = "No calls."
     if timed:
@@ -88,8 +89,30 @@ def latency_chart(series: Sequence[Row], window: Window) -> Chart:
             f" 95 % of the calls took up to {duration(slowest['p95_duration_ms'])}."
         )
     longest = max((row["p99_duration_ms"] for row in timed), default=0)
-    unit = ("s", 1000) if longest >= 10_000 else ("ms", 1)
-    return _chart("Duration", LATENCY, series, window, summary, fill="line", unit=unit)
+    if end := _scale_end(timed):
+        beyond = sum(_is_beyond(row, end) for row in timed)
+        summary += (
+            f" The scale ends at {duration(end)}: {beyond} of the {len(timed)} steps with calls"
+            f" went beyond it, up to {duration(longest)}; the figures tell."
+        )
+    unit = ("s", 1000) if (end or longest) >= 10_000 else ("ms", 1)
+    return _chart("Duration", LATENCY, series, window, summary, fill="line", unit=unit, end=end)
+
+
+def _scale_end(timed: Sequence[Row]) -> float | None:
+    """Where to cut a scale on which most points would lie at the bottom; None: nowhere.
+
+    Not by the 99th percentile: in a step of few calls one long call lifts all three lines.
+    """
+    points = sorted(row[line.column] for row in timed for line in LATENCY)
+    if not points:
+        return None
+    end: float = 2 * points[(len(points) - 1) * 9 // 10]
+    return end if 0 < 2 * end < points[-1] else None
+
+
+def _is_beyond(row: Row, end: float) -> bool:
+    return any((row[line.column] or 0) > end for line in LATENCY)
 
 
 def _length(window: Window) -> str:
@@ -105,15 +128,20 @@ def _chart(
     *,
     fill: str,
     unit: tuple[str, int] = ("", 1),
+    end: float | None = None,
 ) -> Chart:
     labels = [f"{row['bucket']:{window.label}}" for row in series]
-    datasets = [_dataset(line, series, fill=fill, unit=unit) for line in lines]
+    datasets = [_dataset(line, series, fill=fill, unit=unit, end=end) for line in lines]
+    legend = [(line.colour, line.title) for line in lines]
+    if end is not None:
+        datasets.append(_beyond(series, unit=unit, end=end))
+        legend.append((BEYOND, datasets[-1]["label"]))
     shown = [row for row in series if row["requests"]]
     return Chart(
         title=title,
         summary=summary,
         data=json.dumps({"labels": labels, "datasets": datasets}),
-        legend=[(line.colour, line.title) for line in lines],
+        legend=legend,
         heads=["from (UTC)", *(line.title for line in lines)],
         table=[
             [f"{row['bucket']:{window.label}}", *(line.written(row[line.column]) for line in lines)]
@@ -124,10 +152,10 @@ def _chart(
 
 
 def _dataset(
-    line: Line, series: Sequence[Row], *, fill: str, unit: tuple[str, int]
+    line: Line, series: Sequence[Row], *, fill: str, unit: tuple[str, int], end: float | None
 ) -> dict[str, Any]:
     suffix, divisor = unit
-    figures = [row[line.column] for row in series]
+    figures = [_within(row[line.column], end) for row in series]
     return {
         "label": line.title,
         "type": fill,
@@ -140,6 +168,25 @@ def _dataset(
         "spanGaps": False,
         "pointStyle": ["circle" if alone else False for alone in _alone(figures)],
         "pointRadius": 3,
+    }
+
+
+def _within(value: float | None, end: float | None) -> float | None:
+    return None if value is not None and end is not None and value > end else value
+
+
+def _beyond(series: Sequence[Row], *, unit: tuple[str, int], end: float) -> dict[str, Any]:
+    """A mark at the scale's end for each step that went beyond it."""
+    place = round(end / unit[1], 3)
+    return {
+        "label": f"beyond {duration(end)}",
+        "type": "line",
+        "data": [place if _is_beyond(row, end) else None for row in series],
+        "borderColor": BEYOND,
+        "backgroundColor": BEYOND,
+        "showLine": False,
+        "pointStyle": "triangle",
+        "pointRadius": 5,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,19 @@ from gateway.dashboard.window import chosen_window
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PERCENTILES = ("p50_duration_ms", "p95_duration_ms", "p99_duration_ms")
+HOUR = chosen_window({"window": "1"})
+
+
+def series(durations: list[float | None]) -> list[dict[str, Any]]:
+    """One step each, with a call unless None, whose percentiles are all alike."""
+    return [
+        {
+            "bucket": START + n * timedelta(minutes=5),
+            "requests": int(value is not None),
+            **dict.fromkeys(PERCENTILES, value),
+        }
+        for n, value in enumerate(durations)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -27,13 +41,31 @@ PERCENTILES = ("p50_duration_ms", "p95_duration_ms", "p99_duration_ms")
 def test_a_duration_without_a_neighbour_is_drawn_as_a_point(
     durations: list[float | None], points: list[int]
 ) -> None:
-    series = [
-        {
-            "bucket": START + n * timedelta(minutes=5),
-            "requests": int(value is not None),
-            **dict.fromkeys(PERCENTILES, value),
-        }
-        for n, value in enumerate(durations)
-    ]
-    for line in json.loads(latency_chart(series, chosen_window({"window": "1"})).data)["datasets"]:
+    for line in json.loads(latency_chart(series(durations), HOUR).data)["datasets"]:
         assert [n for n, style in enumerate(line["pointStyle"]) if style] == points
+
+
+def test_one_long_call_is_marked_beyond_a_scale_that_shows_the_others() -> None:
+    chart = latency_chart(series([100.0] * 11 + [60_000.0]), HOUR)
+    *lines, beyond = json.loads(chart.data)["datasets"]
+    assert all(line["data"] == [100] * 11 + [None] for line in lines)
+    assert beyond["data"] == [None] * 11 + [200]
+    assert "The scale ends at 200 ms: 1 of the 12 steps with calls went beyond" in chart.summary
+    assert "up to 60 s" in chart.summary
+    assert chart.legend[-1][1] == beyond["label"] == "beyond 200 ms"
+    assert chart.table[-1][1:] == ["60 s"] * 3, "the figures are whole"
+
+
+@pytest.mark.parametrize(
+    "durations",
+    [
+        [100.0] * 11 + [350.0],  # high, and seen beside the others
+        [100.0] * 6 + [60_000.0] * 6,  # not the exception
+        [0.0] * 11 + [60_000.0],
+        [None, None],
+    ],
+)
+def test_other_durations_are_all_on_the_scale(durations: list[float | None]) -> None:
+    chart = latency_chart(series(durations), HOUR)
+    assert len(json.loads(chart.data)["datasets"]) == 3
+    assert "scale" not in chart.summary
