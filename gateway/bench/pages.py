@@ -7,7 +7,8 @@ of calls and audit entries with their rollups, servers, tools, breakers and pool
 the end. Then every page is asked in this process as the roles that the gateway takes: the time from
 request to answer (median and longest), this process's own CPU time in it, how many SQL statements
 it took, and the slowest of them. Goals: 300 ms and 20 statements a page, 20 ms for /metrics, no
-stretch of a log read without an index, no row of it counted. What misses a goal is marked with !.
+stretch of a log read without an index but for searches, no row of it counted. What misses a goal is
+marked with !.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ def _measured(times: int) -> Iterator[Figures]:
     user = User.objects.create_superuser("bench-operator", password=None, role=Role.ADMIN)
     for page in pages():
         yield measure(page, user=user, times=times)
-        if page.name.startswith("API") and (after := following(page, user=user)):
+        leads_on = page.name.startswith("API") and not page.searches
+        if leads_on and (after := following(page, user=user)):
             yield measure(after, user=user, times=times)
     connection.close()
     yield measure_metrics(times=times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -134,10 +135,7 @@ def _both_formats(url: str, key: str) -> None:
     assert odd.headers["content-type"].startswith("text/plain")
 
 
-def test_calls_are_counted_and_timed(
-    scene: Scene, operator_key: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("gateway.proxy.readings.KEPT_SECONDS", 0.0)
+def test_calls_are_counted_and_timed(scene: Scene, operator_key: str):
     answers = [scene.call() for _ in range(3)] + [scene.send(slug="nowhere")]
     for answer in answers:
         scene.row(answer)
@@ -201,36 +199,100 @@ def test_a_folder_that_cannot_be_used_hides_the_others_only(tmp_path: Any):
 # ---------------------------------------------------------------- the database's part
 
 
-def test_all_who_ask_within_seconds_cost_one_reading(
-    scene: Scene, operator_key: str, monkeypatch: pytest.MonkeyPatch
-):
-    read: list[None] = []
-    ask = Readings._ask
+class Clocked:
+    """A gateway's `/metrics` by a clock of its own, and how often PostgreSQL was read for it."""
 
-    async def counted(readings: Readings) -> Any:
-        read.append(None)
-        return await ask(readings)
+    def __init__(self, scene: Scene, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.quick, self.slow = 1000.0, 0, 0
+        self._address = (scene.url, key)
+        plane = told[scene.url].plane
+        readings = Readings(plane.pool, plane.contact, clock=lambda: self.now)
+        quick, slow = readings._quick._read, readings._slow._read
 
-    monkeypatch.setattr(Readings, "_ask", counted)
-    page = told[scene.url].plane.metrics
-    clock = [1000.0]
-    page._readings._clock = lambda: clock[0]
+        async def quickly() -> Any:
+            self.quick += 1
+            return await quick()
+
+        async def slowly() -> Any:
+            self.slow += 1
+            return await slow()
+
+        readings._quick._read, readings._slow._read = quickly, slowly
+        monkeypatch.setattr(plane.metrics, "_readings", readings)
+
+    def scrape(self) -> Samples:
+        return samples(scrape(*self._address))
+
+    @property
+    def readings(self) -> tuple[int, int]:
+        return self.quick, self.slow
+
+
+@pytest.fixture
+def clocked(scene: Scene, operator_key: str, monkeypatch: pytest.MonkeyPatch) -> Clocked:
+    return Clocked(scene, operator_key, monkeypatch)
+
+
+def test_all_who_ask_within_seconds_cost_one_reading(clocked: Clocked):
     for _ in range(5):
-        assert scrape(scene.url, operator_key).status_code == 200
-    assert len(read) == 1
-    clock[0] += 5
-    assert scrape(scene.url, operator_key).status_code == 200
-    assert len(read) == 2
+        clocked.scrape()
+    assert clocked.readings == (1, 1)
+    clocked.now += 5
+    clocked.scrape()
+    assert clocked.readings == (2, 1)
 
 
-def test_a_reading_that_fails_leaves_the_rest(
-    scene: Scene, operator_key: str, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def ballast(transactional_db: None) -> Iterator[Callable[[], None]]:
+    """Makes the database larger."""
+
+    def execute(statement: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    execute("CREATE TABLE ballast (text text)")
+    rows = "SELECT repeat('x', 1000) FROM generate_series(1, 900)"
+    yield lambda: execute(f"INSERT INTO ballast {rows}")
+    execute("DROP TABLE ballast")
+
+
+def test_slow_figures_are_read_anew_while_the_last_ones_are_shown(
+    clocked: Clocked, ballast: Callable[[], None]
 ):
-    monkeypatch.setattr("gateway.proxy.readings._MONITORING", "SELECT * FROM no_such_view")
-    found = samples(scrape(scene.url, operator_key))
+    def size() -> float:
+        return clocked.scrape()["mcp_gateway_database_size_bytes"][0][1]
+
+    first = size()
+    ballast()
+    clocked.now += 60
+    assert size() == first
+    wait_until(lambda: size() > first)
+    assert clocked.slow == 2
+    second = size()
+    ballast()
+    clocked.now += 120  # nobody has asked for so long that the answer waits for them
+    assert size() > second
+    assert clocked.slow == 3
+
+
+def test_a_reading_that_fails_leaves_the_rest(clocked: Clocked, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gateway.proxy.readings._QUICK", "SELECT * FROM no_such_view")
+    found = clocked.scrape()
     assert found["mcp_gateway_database_up"] == [({}, 0.0)]
     assert "mcp_gateway_requests_total" not in found
     assert "mcp_gateway_log_rows_waiting" in found
+
+
+def test_slow_figures_that_fail_leave_the_quick_ones_and_are_tried_again_soon(
+    clocked: Clocked, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as broken:
+        broken.setattr("gateway.proxy.readings._SLOW", "SELECT * FROM no_such_view")
+        found = clocked.scrape()
+    assert found["mcp_gateway_database_up"] == [({}, 1.0)]
+    assert "mcp_gateway_database_size_bytes" not in found
+    clocked.now += 5
+    assert "mcp_gateway_database_size_bytes" in clocked.scrape()
 
 
 def test_without_a_database_the_processes_figures_are_still_there(
@@ -259,14 +321,14 @@ def test_without_a_database_the_processes_figures_are_still_there(
             settings.GATEWAY_METRICS_OPEN = False
             relay.mend()
             wait_until(lambda: plane.contact.era is not None, seconds=20)
-            plane.metrics._readings._read_at = -1000.0
+            plane.metrics._readings._quick._until = -1000.0
             assert samples(scrape(url, operator_key))["mcp_gateway_database_up"] == [({}, 1.0)]
 
 
 def _frozen(relay: Relay, plane: DataPlane, url: str, key: str) -> None:
     """A server that says nothing holds no scrape up for long."""
     relay.freeze()
-    plane.metrics._readings._read_at = -1000.0
+    plane.metrics._readings._quick._until = -1000.0
     began = time.monotonic()
     assert samples(scrape(url, key))["mcp_gateway_database_up"] == [({}, 0.0)]
     assert time.monotonic() - began < 3
