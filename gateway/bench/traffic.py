@@ -243,9 +243,16 @@ def _load(questions: Sequence[Question], writer: Asker, watch: LockWatch) -> Ite
 
 
 def _write_statement() -> sql.Composed:
-    """Rows that were staged for COPY, with ids of their own."""
-    kept = [name for name in columns(tables()["request_logs"]) if name != "id"]
-    return sql.SQL(
-        "INSERT INTO request_logs (id, {names}) SELECT gen_random_uuid(), {names}"
-        " FROM bench.staged LIMIT {rows}"
-    ).format(names=sql.SQL(", ").join([sql.Identifier(name) for name in kept]), rows=ROWS_A_WRITE)
+    """Rows that were staged for COPY, as calls of this moment: of the time of others the readers'
+    pages would sort more and more."""
+    made = {
+        "id": "bench.uuid7((extract(epoch FROM clock_timestamp()) * 1000)::bigint, random()::text)",
+        "request_time": "clock_timestamp()",
+    }
+    kept = [name for name in columns(tables()[LOG]) if name not in made]
+    return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM bench.staged LIMIT {}").format(
+        sql.Identifier(LOG),
+        sql.SQL(", ").join([sql.Identifier(name) for name in (*made, *kept)]),
+        sql.SQL(", ").join([*map(sql.SQL, made.values()), *map(sql.Identifier, kept)]),
+        ROWS_A_WRITE,
+    )

@@ -257,7 +257,9 @@ class _Percent(ProgressColumn):
 # --------------------------------------------------------------------------- for psql
 
 
-def as_script(changes: Sequence[tuple[str, Sequence[Step]]], *, lock_timeout_ms: int | None) -> str:
+def as_script(
+    changes: Sequence[tuple[str, Sequence[Step]]], *, lock_timeout_ms: int | None, parallel: int
+) -> str:
     """A script that psql runs as it is; each change is a title and its steps."""
     lines = [
         r"-- Run with: psql -X -f this-file. Statements outside BEGIN … COMMIT must stay outside:",
@@ -265,6 +267,7 @@ def as_script(changes: Sequence[tuple[str, Sequence[Step]]], *, lock_timeout_ms:
         r"-- again: it also repairs what was cut off.",
         r"\set ON_ERROR_STOP on",
         "SET statement_timeout = 0;",
+        f"SET max_parallel_maintenance_workers = {parallel};",
     ]
     for title, steps in changes:
         lines += ["", f"-- {title}"]

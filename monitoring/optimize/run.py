@@ -32,6 +32,7 @@ from registry.db.roles import Raised, walls_pending, walls_raise
 __all__ = [
     "BRIEF_LOCK_MS",
     "CONCURRENT_LOCK_MS",
+    "PARALLEL",
     "BusyError",
     "Executor",
     "PoolerError",
@@ -61,6 +62,8 @@ NOTICE_MS = 1_000
 PATIENCE_SECONDS = 3.0
 ADVISORY_LOCK = int.from_bytes(b"mcp-opt\0", "big")
 
+# A build that others help is done somewhat sooner, and traffic waits for a processor meanwhile.
+PARALLEL = 0
 CONCURRENT_LOCK_MS = 60_000  # a concurrent build makes nobody wait and may be patient
 BACK_OFF_SECONDS = (0.5, 1.0, 2.0, 4.0)  # after the 1st, 2nd, … attempt
 POLL_SECONDS = 0.3
@@ -103,11 +106,21 @@ class Session:
 
 
 @contextmanager
-def open_session(*, lock_timeout_ms: int = BRIEF_LOCK_MS) -> Iterator[Session]:
-    """Connections of their own, past the pooler where DATABASE_DIRECT_URL names a way."""
+def open_session(
+    *, lock_timeout_ms: int = BRIEF_LOCK_MS, parallel: int = PARALLEL
+) -> Iterator[Session]:
+    """Connections of their own, past the pooler where DATABASE_DIRECT_URL names a way.
+
+    `parallel`: how many processes may help one that builds an index.
+    """
     name, patience = APPLICATION_NAME, lock_timeout_ms
     with direct_connections(application_name=name, lock_timeout_ms=patience) as (work, watch):
         _end_with_client(work)
+        _one(
+            work,
+            "SELECT set_config('max_parallel_maintenance_workers', %s, false)",
+            [str(parallel)],
+        )
         yield Session(work=work, watch=watch)
 
 

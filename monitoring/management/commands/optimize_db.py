@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import IO, Any, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -31,6 +32,7 @@ from monitoring.optimize.state import MissingRightsError, State, declared_state
 from registry.db.roles import Raised
 
 ACTOR = Actor(service_name="cli")
+MOST_PARALLEL = 1024  # of max_parallel_maintenance_workers
 NOTHING_TO_UNDO = "No recorded run is left to undo."
 WALLS_NEED_A_DBA = (
     "Some grants or policies need more rights than this role has: init_db prints them for a DBA."
@@ -82,6 +84,15 @@ class Command(BaseCommand):
             f"default {running.BRIEF_LOCK_MS}, and {running.CONCURRENT_LOCK_MS} for concurrent "
             "builds, which make nobody wait.",
         )
+        parser.add_argument(
+            "--parallel",
+            type=int,
+            metavar="N",
+            default=running.PARALLEL,
+            help="How many more processes may help to build an index "
+            "(max_parallel_maintenance_workers); default %(default)s, which leaves them to "
+            "traffic. Where there is none, 2 and more are quicker.",
+        )
         parser.add_argument("--json", action="store_true", help="Print one JSON document.")
 
     def handle(self, **options: Any) -> None:
@@ -94,7 +105,9 @@ class Command(BaseCommand):
         )
         try:
             patience = options["lock_timeout"] or running.BRIEF_LOCK_MS
-            with running.open_session(lock_timeout_ms=patience) as session:
+            with running.open_session(
+                lock_timeout_ms=patience, parallel=options["parallel"]
+            ) as session:
                 if options["rollback"]:
                     self._rollback(session)
                 elif options["advise"]:
@@ -176,8 +189,7 @@ class Command(BaseCommand):
             ]
             if walls:
                 changes.append(("Grants and policies", tuple(walls)))
-            text = as_script(changes, lock_timeout_ms=self.options["lock_timeout"])
-            self.stdout.write(text, ending="")
+            self._print_script(changes)
         elif self.options["json"]:
             self._print_json(plan, sizes=sizes, space=space, walls=walls)
         else:
@@ -190,6 +202,13 @@ class Command(BaseCommand):
                 self._say("[green]All is as declared.[/]" if not faults(plan) else "")
         if self.options["check"] and (found := faults(plan)):
             raise CommandError(_verdict(found))
+
+    def _print_script(self, changes: Sequence[tuple[str, Sequence[Step]]]) -> None:
+        options = self.options
+        text = as_script(
+            changes, lock_timeout_ms=options["lock_timeout"], parallel=options["parallel"]
+        )
+        self.stdout.write(text, ending="")
 
     def _conclude(
         self,
@@ -290,8 +309,7 @@ class Command(BaseCommand):
         steps = running.rollback_steps(run) if run else []
         if self.options["sql"]:
             changes = [(f"Undo the run of {_when(run)}", steps)] if run else []
-            text = as_script(changes, lock_timeout_ms=self.options["lock_timeout"])
-            self.stdout.write(text, ending="")
+            self._print_script(changes)
         elif self.options["json"]:
             document = {
                 "run": str(run.id) if run else None,
@@ -318,6 +336,8 @@ def _refuse_contradictions(options: dict[str, Any]) -> None:
         refuse("--sql prints a script and --json a document: choose one.")
     if options["lock_timeout"] is not None and options["lock_timeout"] < 1:
         refuse("--lock-timeout must be 1 or more milliseconds; 0 would wait for ever.")
+    if not 0 <= options["parallel"] <= MOST_PARALLEL:
+        refuse(f"--parallel takes 0 to {MOST_PARALLEL}.")
 
 
 def _refuse_if_too_large(session: running.Session, plan: list[Change]) -> None:

@@ -609,6 +609,7 @@ def test_script_runs_as_it_is(execute: Execute) -> None:
     script = optimize("--sql")[1]
     assert script.index(r"\set ON_ERROR_STOP on") < script.index("CREATE INDEX CONCURRENTLY")
     assert "SET lock_timeout" in script
+    assert "SET max_parallel_maintenance_workers = 0;" in script
     _run_script(script, execute)
     assert optimize("--check")[0] == 0
 
@@ -670,6 +671,7 @@ def test_json_is_one_document(execute: Execute) -> None:
         ("--sql", "--json"),
         ("--rollback", "--phase", "1"),
         ("--lock-timeout", "0"),
+        ("--parallel", "-1"),
     ],
 )
 def test_contradictions_are_wrong_usage(flags: tuple[str, ...]) -> None:
@@ -757,6 +759,17 @@ def test_locked_table_is_tried_again(execute: Execute, other: BaseDatabaseWrappe
     assert "lock timeout" in reporter.reasons[0]
     assert re.search(r"waited for session \d+", reporter.reasons[0]), "says who was in the way"
     assert definition(execute, "idx_users_tenant_role")
+
+
+def test_a_build_leaves_the_processors_to_traffic_unless_told() -> None:
+    def helpers(**options: int) -> str:
+        with running.open_session(**options) as session, session.work.cursor() as cursor:
+            cursor.execute("SHOW max_parallel_maintenance_workers")
+            return str(cursor.fetchone()[0])
+
+    assert helpers() == "0"
+    assert helpers(parallel=3) == "3"
+    assert "SET max_parallel_maintenance_workers = 3;" in optimize("--sql", "--parallel", "3")[1]
 
 
 @pytest.mark.usefixtures("impatient")
