@@ -36,6 +36,8 @@ PLUMBING = (
     "session/end",
 )
 
+_LISTED = "The servers you may call are listed at /api/v1/servers, for a key with the scope 'read'."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessRule:
@@ -132,14 +134,13 @@ def decide(
     if not slug:
         return Refusal(
             Reason.SERVER_NOT_FOUND,
-            "Name a server in the address: /mcp/<server>. "
-            "The servers you may call are listed at /api/v1/servers.",
+            f"Name a server in the address: /mcp/<server>. {_LISTED}",
         )
     if target is None or not target.is_enabled:
         state = "is switched off" if target else "does not exist or is not yours"
         return Refusal(
             Reason.SERVER_NOT_FOUND,
-            f"Server '{slug}' {state}. The servers you may call are listed at /api/v1/servers.",
+            f"Server '{slug}' {state}. {_LISTED}",
         )
     return _refuse_server(caller, target) or _refuse_method(caller, target, call, at)
 

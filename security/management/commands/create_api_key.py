@@ -11,7 +11,7 @@ from django.utils.timezone import now
 from monitoring.audit import Actor
 from registry.management.usage import usage_error
 from registry.models import MCPServer, Tenant
-from security.models import APIKeyScope
+from security.models import APIKeyScope, EnhancedAPIKey
 from security.services import api_key_create
 from security.validators import validate_network
 
@@ -63,6 +63,7 @@ class Command(BaseCommand):
         if expires is not None and not 1 <= expires <= 36_500:
             raise CommandError("--expires takes 1 to 36500 days.", returncode=2)
         _check_networks(networks)
+        namesake = EnhancedAPIKey.objects.filter(tenant=owner, name=name, is_active=True).first()
         try:
             row, text = api_key_create(
                 actor=Actor(service_name="cli"),
@@ -75,6 +76,10 @@ class Command(BaseCommand):
             )
         except ValidationError as error:
             raise usage_error(error, arguments={"name": "NAME"}) from None
+        if namesake:
+            self.stderr.write(
+                f"Another key of {owner} has this name and goes on: {namesake.key_prefix}."
+            )
         if json:
             self.stdout.write(_document(row.pk, row.name, row.key_prefix, text))
             return

@@ -103,6 +103,21 @@ def test_a_key_is_printed_once_and_works(capsys):
     assert key.secret not in str(AuditLog.objects.get(action="api_key.create").details)
 
 
+def test_a_second_key_of_a_name_is_made_and_the_first_one_named(capsys):
+    TenantFactory(slug="default")
+    first, second = (made_key(capsys) for _ in range(2))
+    assert "this name" not in first.err
+    prefix = json.loads(first.out)["prefix"]
+    assert f"Another key of default has this name and goes on: {prefix}." in second.err
+    EnhancedAPIKey.objects.update(is_active=False)
+    assert "this name" not in made_key(capsys).err
+
+
+def made_key(capsys):
+    call_command("create_api_key", "agent", "--json")
+    return capsys.readouterr()
+
+
 def test_a_key_takes_all_its_restrictions(capsys):
     tenant = TenantFactory(slug="red")
     MCPServerFactory(tenant=tenant, slug="one")

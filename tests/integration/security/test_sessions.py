@@ -43,6 +43,14 @@ def test_a_login_from_the_login_page_itself_leads_to_the_overview(user):
     assert (answer.status_code, answer["Location"]) == (302, "/admin/")
 
 
+def test_a_refused_login_says_why_once(user):
+    typed = {"username": user.username, "password": "guessed"}
+    text = Client().post("/admin/login/", typed).text
+    assert "Please enter the correct" in text
+    assert "marked below" not in text
+    assert "marked below" in Client().post("/admin/login/", typed | {"password": ""}).text
+
+
 def test_a_login_is_one_row_with_who_and_where_from(browser, user):
     [row] = Session.objects.all()
     assert (row.user, row.ip_address, row.user_agent) == (user, "203.0.113.7", "Browser/1.0")
