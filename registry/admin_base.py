@@ -544,7 +544,7 @@ class LogAdmin(NewestFirstMixin, ReadOnlyMixin, OperatorAdmin):
             return None
         rows = changelist.root_queryset
         for spec in changelist.filter_specs:
-            if spec.parameter_name in walking:
+            if walking & set(spec.expected_parameters()):
                 rows = spec.queryset(request, rows)
         return self.near_search(rows, searched) if searched else rows
 

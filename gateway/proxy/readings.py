@@ -146,9 +146,10 @@ class Readings:
         """The figures; None: PostgreSQL does not give them."""
         if self._contact.is_away:
             return None
-        quick = await self._quick.get()
+        if (quick := await self._quick.get()) is None:
+            return None
         slow = await self._slow.get(patient=True)  # not beside the quick ones, which are waited for
-        if slow is None or quick is None:
+        if slow is None:
             return quick
         monitoring = [*quick.monitoring, *slow.monitoring]
         return replace(quick, monitoring=monitoring, partitions=slow.partitions)

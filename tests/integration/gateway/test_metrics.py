@@ -321,14 +321,14 @@ def test_without_a_database_the_processes_figures_are_still_there(
             settings.GATEWAY_METRICS_OPEN = False
             relay.mend()
             wait_until(lambda: plane.contact.era is not None, seconds=20)
-            plane.metrics._readings._quick._until = -1000.0
+            plane.metrics._readings._quick._until = plane.metrics._readings._slow._until = -1000.0
             assert samples(scrape(url, operator_key))["mcp_gateway_database_up"] == [({}, 1.0)]
 
 
 def _frozen(relay: Relay, plane: DataPlane, url: str, key: str) -> None:
     """A server that says nothing holds no scrape up for long."""
     relay.freeze()
-    plane.metrics._readings._quick._until = -1000.0
+    plane.metrics._readings._quick._until = plane.metrics._readings._slow._until = -1000.0
     began = time.monotonic()
     assert samples(scrape(url, key))["mcp_gateway_database_up"] == [({}, 0.0)]
     assert time.monotonic() - began < 3

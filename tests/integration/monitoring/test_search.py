@@ -243,3 +243,9 @@ def test_the_audit_log_is_searched_as_the_request_log_is(admin_client):
 def test_what_cannot_match_is_not_searched_for(calls, admin_client):
     for query in ("api_key_id=nonsense", "q=nonsense"):
         assert shown(admin_client, f"{REQUESTS}?{query}") == ([], "", "")
+
+
+@pytest.mark.parametrize("asked", ["server__isnull=True", "error_rate__gt=0.5"])
+def test_a_list_takes_conditions_on_fields_that_are_no_filters_of_logs(asked, admin_client):
+    page = reverse("admin:registry_servermetricentry_changelist")
+    assert admin_client.get(f"{page}?{asked}").status_code == 200
