@@ -463,16 +463,23 @@ def _finish(run: OptimizeRun, failures: list[str], actor: Actor) -> None:
 
 @transaction.atomic
 def _remember_declared(declared: State) -> None:
-    """What `index_usage_summary.is_declared` reads."""
-    DeclaredIndex.objects.exclude(index_name__in=list(declared.indexes)).delete()
+    """What `index_usage_summary.is_declared` reads. A run that finds it as it is writes nothing."""
+    told = {
+        index.name: (index.table, f"{'UNIQUE ' if index.is_unique else ''}{index.using}")
+        for index in declared.indexes.values()
+    }
+    kept = {
+        name: (table, definition)
+        for name, table, definition in DeclaredIndex.objects.values_list(
+            "index_name", "table_name", "definition"
+        )
+    }
+    DeclaredIndex.objects.filter(index_name__in=kept.keys() - told.keys()).delete()
     DeclaredIndex.objects.bulk_create(
         [
-            DeclaredIndex(
-                index_name=index.name,
-                table_name=index.table,
-                definition=f"{'UNIQUE ' if index.is_unique else ''}{index.using}",
-            )
-            for index in declared.indexes.values()
+            DeclaredIndex(index_name=name, table_name=table, definition=definition)
+            for name, (table, definition) in told.items()
+            if kept.get(name) != (table, definition)
         ],
         update_conflicts=True,
         unique_fields=["index_name"],

@@ -694,6 +694,20 @@ def test_run_is_recorded_and_audited(execute: Execute) -> None:
     ) == [(True,)]
 
 
+def test_what_is_declared_is_written_where_it_changed(execute: Execute) -> None:
+    optimize()
+    changed = DeclaredIndex.objects.get(index_name="idx_users_tenant_role")
+    DeclaredIndex.objects.filter(pk=changed.pk).update(table_name="tenants")
+    DeclaredIndex.objects.create(index_name="idx_gone", table_name="users", definition="btree (id)")
+    before = dict(DeclaredIndex.objects.values_list("index_name", "updated_at"))
+    optimize()
+    after = dict(DeclaredIndex.objects.values_list("index_name", "updated_at"))
+    assert {name for name, at in after.items() if at != before[name]} == {changed.index_name}
+    assert before.keys() - after.keys() == {"idx_gone"}
+    changed.refresh_from_db()
+    assert changed.table_name == "users"
+
+
 def test_rollback_undoes_the_last_run(execute: Execute) -> None:
     execute("DROP INDEX idx_users_tenant_role")
     execute("DROP INDEX idx_audit_logs_tenant_time")

@@ -286,8 +286,10 @@ def test_the_report_says_what_to_do_and_does_nothing(
     assert 'undo: CREATE INDEX CONCURRENTLY "spare_prefix"' in said
     assert "no index is called unused before 30" in said
     document = json.loads(report("--json"))
-    assert [advice["subject"] for advice in document["advice"]] == ["spare_prefix"]
-    assert set(document["advice"][0]) == {
+    # Of what other tests left in the same database nothing is known: their updates may be told.
+    (told,) = [advice for advice in document["advice"] if advice["kind"] == "redundant"]
+    assert told["subject"] == "spare_prefix"
+    assert set(told) == {
         "kind",
         "subject",
         "sentence",
