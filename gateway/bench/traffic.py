@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from threading import Event, Thread
 from typing import Any
 
 import psycopg
-from django.core.management import call_command
+from django.conf import settings
 from django.db import connection as django_connection
 from psycopg import sql
 
@@ -24,7 +26,7 @@ from gateway.bench.queries import QUERIES, Statement, draw
 from monitoring.bench.lockwait import LockWatch, watching
 from registry.db.direct import BRIEF_LOCK_MS
 from registry.db.partitions import Partition, Place, partitions_drop, read_partitions
-from registry.db.scratch import connect
+from registry.db.scratch import address, connect
 from registry.db.tenancy import OPERATOR_ROLE
 
 __all__ = ["During", "Traffic", "TrafficError", "run_traffic"]
@@ -134,8 +136,23 @@ def _let_operator_write(connection: Connection) -> None:
 
 
 def _optimize() -> None:
-    """The command itself, as an operator runs it; what it prints is not wanted here."""
-    call_command("optimize_db", "--phase", "1", "--json", stdout=io.StringIO())
+    """The command itself, in a process of its own, as an operator runs it.
+
+    In this one it would take the interpreter from the sessions whose time is measured.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")}
+    environment = {
+        **kept,
+        "DATABASE_URL": address(),
+        "SECRET_KEY": settings.SECRET_KEY,
+        "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
+    }
+    command = [sys.executable, "manage.py", "optimize_db", "--phase", "1", "--json"]
+    done = subprocess.run(
+        command, env=environment, cwd=settings.BASE_DIR, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise TrafficError(f"optimize_db failed: {done.stderr.strip()[-1000:]}")
 
 
 # --------------------------------------------------------------------------- partitions

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
+from urllib.parse import quote, urlencode
 from uuid import uuid4
 
 import psycopg
@@ -25,7 +26,14 @@ from psycopg import sql
 
 from registry.db.embedded import local_cluster
 
-__all__ = ["PREFIX", "ScratchError", "connect", "migrated_database", "scratch_database"]
+__all__ = [
+    "PREFIX",
+    "ScratchError",
+    "address",
+    "connect",
+    "migrated_database",
+    "scratch_database",
+]
 
 PREFIX = "mcp_gateway_bench_"
 STAMP = "%Y%m%d%H%M%S"
@@ -36,6 +44,7 @@ LIMITS = (
     "-c statement_timeout=3600000 -c lock_timeout=60000"
     " -c idle_in_transaction_session_timeout=600000 -c timezone=UTC -c jit=off"
 )
+IN_ADDRESS = ("host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey")  # libpq's parameters
 ALSO_NAMED = ("DATABASE_DIRECT", "DATABASE_MAINTENANCE")  # settings that hold the same database
 
 
@@ -81,6 +90,14 @@ def connect(application_name: str = "mcp-gateway benchmark") -> psycopg.Connecti
     parameters = connections["default"].get_connection_params()
     parameters |= {"application_name": application_name, "prepare_threshold": None}
     return psycopg.connect(**parameters, autocommit=True)
+
+
+def address() -> str:
+    """DATABASE_URL of the database that is the default one now, for a process of its own."""
+    found = connections["default"].get_connection_params()
+    who = ":".join(quote(str(found.get(name) or ""), safe="") for name in ("user", "password"))
+    where = urlencode({name: found[name] for name in IN_ADDRESS if found.get(name)})
+    return f"postgresql://{who}@/{quote(found['dbname'], safe='')}?{where}"
 
 
 def _running() -> AbstractContextManager[object]:
