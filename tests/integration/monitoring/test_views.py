@@ -26,6 +26,7 @@ from monitoring.retention.run import policies_run
 from monitoring.rollups import rollups_compact
 from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
 from registry.db.partitions import read_partitions
+from registry.models import MCPServer
 from tests.factories import (
     MCPServerFactory,
     RequestLogFactory,
@@ -284,6 +285,10 @@ def test_open_breakers_are_counted_and_named() -> None:
     found = metric("open_breakers")
     assert found["all"]["value"] == found["acme/mail"]["value"] == 1
     assert found["all"]["status"] == "warning"
+    MCPServer.objects.filter(id=server.id).update(is_enabled=False)
+    found = metric("open_breakers")
+    assert list(found) == ["all"], "nobody is to call a server that is disabled"
+    assert found["all"]["value"] == 0
 
 
 def test_pool_and_queue() -> None:
