@@ -13,7 +13,18 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Case, DateTimeField, F, PositiveIntegerField, Q, QuerySet, Value, When
+from django.db.models import (
+    Case,
+    DateTimeField,
+    Exists,
+    F,
+    OuterRef,
+    PositiveIntegerField,
+    Q,
+    QuerySet,
+    Value,
+    When,
+)
 from django.db.models.functions import Greatest
 
 from gateway.models import (
@@ -116,10 +127,11 @@ def breakers_untried(*, at: datetime) -> QuerySet[CircuitBreaker]:
     Each health check counts once: the next one has to come after what it led to.
     """
     untried = _testable(at - CALLS_FIRST) & Q(last_state_change__lte=at - CALLS_FIRST)
-    since = Greatest(F("last_state_change"), F("last_success_time"))
-    return CircuitBreaker.objects.filter(
-        untried, server__in=MCPServer.objects.usable(), server__last_health_check__gt=since
+    since = Greatest(OuterRef("last_state_change"), OuterRef("last_success_time"))
+    answered = MCPServer.objects.usable().filter(
+        id=OuterRef("server_id"), last_health_check__gt=since
     )
+    return CircuitBreaker.objects.filter(untried, Exists(answered))
 
 
 def breakers_recover(*, at: datetime) -> int:
@@ -127,15 +139,29 @@ def breakers_recover(*, at: datetime) -> int:
 
     Without it a breaker whose callers went elsewhere would stay open for ever, and its alert fire.
     A check that failed changes nothing: the breaker is open already. Returns how many were tried.
+
+    One statement, which looks again at a breaker that a call has changed meanwhile.
     """
-    tried = 0
-    for breaker_id in breakers_untried(at=at).values_list("id", flat=True):
-        if breaker_claim_probe(breaker_id=breaker_id, at=at, lease=CALLS_FIRST):
-            breaker_record_success(
-                breaker_id=breaker_id, at=at, probe_until=at + CALLS_FIRST, healthy_calls=0
-            )
-            tried += 1
-    return tried
+    was_open = Q(state=OPEN)
+    enough = Q(was_open, success_threshold=1) | Q(
+        ~was_open, success_count__gte=F("success_threshold") - 1
+    )
+    return breakers_untried(at=at).update(
+        state=Case(When(enough, then=Value(CLOSED)), default=Value(HALF_OPEN)),
+        last_state_change=Case(
+            When(was_open | enough, then=Value(at)), default=F("last_state_change")
+        ),
+        success_count=Case(
+            When(enough, then=Value(0)),
+            When(was_open, then=Value(1)),
+            default=F("success_count") + 1,
+            output_field=COUNT,
+        ),
+        failure_count=0,
+        probe_until=None,
+        last_success_time=at,
+        updated_at=at,
+    )
 
 
 def breaker_add_healthy(*, calls: Mapping[UUID, int]) -> None:

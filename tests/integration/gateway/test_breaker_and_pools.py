@@ -14,7 +14,7 @@ from django.utils.timezone import now
 
 from gateway.jobs import PERIODIC
 from gateway.models import CircuitBreaker, ConnectionPool, GatewayProcess, RequestQueue
-from gateway.services import GAUGE_LIFETIME, gauges_of_gone_processes_remove
+from gateway.services import GAUGE_LIFETIME, breakers_recover, gauges_of_gone_processes_remove
 from registry.services import health_check
 from tests.factories import MCPServerFactory
 from tests.integration.gateway.conftest import CALL, Scene, running_gateway, wait_until
@@ -129,6 +129,18 @@ def test_a_health_check_leaves_a_breaker_alone(db, of_server, of_breaker):
     before = breakers.values().get()
     assert PERIODIC["breakers_close"].run(at=at) == 0
     assert breakers.values().get() == before
+
+
+def test_breakers_are_closed_in_one_statement(db, django_assert_num_queries):
+    at = now()
+    for _ in range(3):
+        server = MCPServerFactory(health_status="healthy", last_health_check=at)
+        CircuitBreaker.objects.filter(server=server).update(
+            state="open", success_threshold=1, last_state_change=at - timedelta(hours=1)
+        )
+    with django_assert_num_queries(1):
+        assert breakers_recover(at=at) == 3
+    assert not CircuitBreaker.objects.exclude(state="closed").exists()
 
 
 def test_a_healthy_call_writes_nothing_to_the_breaker(scene: Scene):
