@@ -125,6 +125,7 @@ class Watch:
         done, _ = await asyncio.wait({beat}, timeout=BEAT_SECONDS)
         if not done:
             await connection.close()  # first: cancelling would ask the silent server again
+            beat.add_done_callback(_retrieve)
             beat.cancel()
             raise TimeoutError("the listening connection gives no sign of life")
         beat.result()
@@ -172,3 +173,9 @@ def _words(why: object) -> str:
 def _mark() -> str:
     """The text of a notice that names no row of anybody's."""
     return f"{CHANNEL}.mark={uuid4()}"
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Of a task that nobody awaits any more: asyncio would print what became of it."""
+    if not task.cancelled():
+        task.exception()
