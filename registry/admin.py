@@ -47,6 +47,7 @@ from registry.admin_base import (
     percentage,
 )
 from registry.audit import Actor
+from registry.headers import parse_headers
 from registry.models import (
     HealthStatus,
     MCPServer,
@@ -68,19 +69,6 @@ HEALTH_COLOURS = {
     HealthStatus.UNKNOWN: "default",
     HealthStatus.MAINTENANCE: "info",
 }
-
-
-def parse_headers(text: str) -> dict[str, str]:
-    """`Name: value`, one a line; ValidationError says which line is none, not what it holds."""
-    headers: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        name, colon, value = (part.strip() for part in line.partition(":"))
-        if not line.strip():
-            continue
-        if not (name and colon and value):
-            raise ValidationError(f"Line {number} is no header; write Authorization: Bearer …")
-        headers[name] = value
-    return headers
 
 
 class WriteOnlyTextarea(UnfoldAdminTextareaWidget):  # type: ignore[misc]

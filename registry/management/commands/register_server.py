@@ -1,3 +1,5 @@
+import sys
+from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -6,6 +8,7 @@ from django.utils.timezone import now
 
 from registry.audit import Actor
 from registry.db.encryption import DecryptionError
+from registry.headers import parse_headers
 from registry.health import Checked
 from registry.management.usage import usage_error
 from registry.models import HealthStatus, MCPServer, Tenant, Transport
@@ -17,6 +20,7 @@ ARGUMENTS = {
     "slug": "--slug",
     "transport_type": "--transport",
     "tags": "--tag",
+    "credentials": "--headers",
 }
 
 
@@ -41,6 +45,14 @@ class Command(BaseCommand):
         parser.add_argument(
             "--tag", action="append", default=[], dest="tags", metavar="TAG", help="Repeatable."
         )
+        parser.add_argument(
+            "--headers",
+            metavar="FILE",
+            help=(
+                "What the gateway sends to the server: one header a line, as in Authorization: "
+                "Bearer …, kept encrypted. - reads them from standard input."
+            ),
+        )
 
     def handle(
         self,
@@ -52,6 +64,7 @@ class Command(BaseCommand):
         tenant: str,
         description: str,
         tags: list[str],
+        headers: str | None,
         **_options: Any,
     ) -> None:
         _require_text(NAME=name, URL=url)
@@ -65,6 +78,7 @@ class Command(BaseCommand):
                 slug=slug,
                 description=description,
                 tags=tags,
+                credentials=_credentials(headers) if headers else None,
                 allow_stdio=True,
                 defer_check=False,  # done here and now, so that the outcome can be told
             )
@@ -101,6 +115,22 @@ def _tenant(slug: str) -> Tenant:
         hint = f"there are: {known}" if known else "there is none yet; run init_db"
         raise CommandError(f"There is no tenant '{slug}'; {hint}.", returncode=2)
     return found
+
+
+def _credentials(file: str) -> dict[str, dict[str, str]]:
+    """The headers in a file; ValidationError when it holds none that can be sent."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+        headers = parse_headers(text)
+    except OSError as error:
+        raise ValidationError({"credentials": f"{error.strerror}: {file}"}) from None
+    except UnicodeDecodeError:
+        raise ValidationError({"credentials": f"{file} is no text."}) from None
+    except ValidationError as error:
+        raise ValidationError({"credentials": error.messages}) from None
+    if not headers:
+        raise ValidationError({"credentials": "There is no header; write Authorization: Bearer …"})
+    return {"headers": headers}
 
 
 def _require_text(**arguments: str) -> None:

@@ -1,11 +1,14 @@
 """The command register_server, against a real server."""
 
+import io
+
 import pytest
 from django.core.management import CommandError, call_command
 
 from registry.models import MCPServer, Tenant
 from tests.factories import MCPServerFactory, TenantFactory
 from tests.mcp_server import closed_port, mcp_over_http
+from tests.peers import running_peer
 
 pytestmark = pytest.mark.django_db
 
@@ -26,6 +29,40 @@ def test_it_registers_checks_and_reads_the_tools(capsys):
     assert "Offers 2 tool(s), 2 resource(s), 1 prompt(s)." in out
     server = MCPServer.objects.get()
     assert (server.slug, server.tags, server.tools.count()) == ("my-server", ["a", "b"], 2)
+
+
+@pytest.mark.parametrize("way", ["file", "stdin"])
+def test_a_server_gets_its_headers_from_a_file(way, tmp_path, monkeypatch, capsys):
+    lines = "X-API-Key: s3cret\nX-Team: a: b\n"
+    (file := tmp_path / "headers").write_text(lines)
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    given = {"file": str(file), "stdin": "-"}[way]
+    with running_peer() as peer:
+        call_command("register_server", "x", peer.url, "--headers", given)
+    sent = peer.seen[0]["headers"]
+    assert (sent["x-api-key"], sent["x-team"]) == ("s3cret", "a: b")
+    assert "s3cret" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "^--headers: No such file"),
+        (b"\xff\xfe", "^--headers: .* is no text"),
+        (b"\n", "^--headers: There is no header"),
+        (b"A: b\ns3cret", "^--headers: Line 2 is no header"),
+        (b"Host: s3cret", "^--headers: 'Host' is no header that may be set"),
+    ],
+)
+def test_headers_that_cannot_be_sent_are_named_and_not_shown(content, words, tmp_path):
+    file = tmp_path / "headers"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(CommandError, match=words) as caught:
+        call_command("register_server", "x", "https://8.8.8.8/", "--headers", str(file))
+    assert caught.value.returncode == 2
+    assert "s3cret" not in str(caught.value)
+    assert not MCPServer.objects.exists()
 
 
 def test_a_server_that_is_away_is_registered_and_said_to_be_away(capsys):

@@ -1,0 +1,20 @@
+"""HTTP headers as people write them."""
+
+from __future__ import annotations
+
+from django.core.exceptions import ValidationError
+
+__all__ = ["parse_headers"]
+
+
+def parse_headers(text: str) -> dict[str, str]:
+    """`Name: value`, one a line; ValidationError says which line is none, not what it holds."""
+    headers: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if not line.strip():
+            continue
+        if not (name and colon and value):
+            raise ValidationError(f"Line {number} is no header; write Authorization: Bearer …")
+        headers[name] = value
+    return headers
