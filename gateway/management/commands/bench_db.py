@@ -77,8 +77,8 @@ class Command(BaseCommand):
             "--traffic-seconds",
             type=float,
             metavar="N",
-            help="How long traffic is watched in quiet, and while partitions are dropped; default "
-            f"{SHORT_SECONDS:g}, from {LONG_FROM:,} requests on {LONG_SECONDS:g}.",
+            help="Of traffic in quiet, beside optimize_db and dropped partitions; "
+            f"default {SHORT_SECONDS:g}, from {LONG_FROM:,} requests on {LONG_SECONDS:g}.",
         )
         parser.add_argument(
             "--against",
