@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils.timezone import now
 
@@ -14,6 +15,7 @@ from registry.changes import row_change
 from registry.models import Tenant
 from security.keys import ParsedKey, generate_key, hash_secret, new_salt, plain_hash
 from security.models import APIKey, EnhancedAPIKey, ServerAccessControl, Session, User
+from security.validators import validate_shown
 
 __all__ = [
     "access_rule_create",
@@ -49,10 +51,12 @@ def api_key_create(
     `key` keeps an existing secret (an upgraded plain key). ValidationError names the field that
     does not fit.
     """
+    if key is None:  # an existing one keeps its name, whatever it is: a call is waiting
+        _check_name(name)
     key = key or generate_key()
     salt = new_salt()
     row = EnhancedAPIKey(
-        name=name,
+        name=name.strip(),
         tenant=tenant,
         user=user,
         scopes=list(scopes),
@@ -67,7 +71,7 @@ def api_key_create(
     )
     row.full_clean()
     row.save(force_insert=True)
-    details = {"name": name, "prefix": key.prefix, "scopes": list(scopes)}
+    details = {"name": row.name, "prefix": key.prefix, "scopes": list(scopes)}
     audit_write(actor=actor, action="api_key.create", resource=row, details=details)
     return row, key.text
 
@@ -75,11 +79,20 @@ def api_key_create(
 @transaction.atomic
 def api_key_update(*, actor: Actor, key: EnhancedAPIKey, **changes: Any) -> EnhancedAPIKey:
     """Change a key's name, limits, lists or end; its secret and its tenant stay for life."""
+    if changes.get("name", key.name) != key.name:
+        _check_name(changes["name"])
     current, changed = row_change(row=key, changes=changes)
     if changed:
         details = {"prefix": current.key_prefix, **changed}
         audit_write(actor=actor, action="api_key.update", resource=current, details=details)
     return current
+
+
+def _check_name(name: str) -> None:
+    try:
+        validate_shown(name)
+    except ValidationError as error:
+        raise ValidationError({"name": error}) from None
 
 
 @transaction.atomic

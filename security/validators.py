@@ -1,9 +1,24 @@
 """Validators of the security models; each error says what to write instead."""
 
 import ipaddress
+import unicodedata
 import zoneinfo
 
 from django.core.exceptions import ValidationError
+
+# What turns the reading direction of a text around, or is not there to the eye: two names that
+# look alike would be two keys in a list, and in an audit row.
+DECEIVING = frozenset("\u200b\ufeff\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+NOT_TEXT = frozenset(("Cc", "Cs", "Zl", "Zp"))  # controls, half characters, ends of lines
+
+
+def validate_shown(value: str) -> None:
+    """ValidationError unless the text is seen as what it is, on one line."""
+    for character in value:
+        if character in DECEIVING or unicodedata.category(character) in NOT_TEXT:
+            raise ValidationError(
+                f"Leave out U+{ord(character):04X}, which cannot be seen: write letters and digits."
+            )
 
 
 def validate_network(value: str) -> None:

@@ -63,7 +63,6 @@ class Command(BaseCommand):
         if expires is not None and not 1 <= expires <= 36_500:
             raise CommandError("--expires takes 1 to 36500 days.", returncode=2)
         _check_networks(networks)
-        namesake = EnhancedAPIKey.objects.filter(tenant=owner, name=name, is_active=True).first()
         try:
             row, text = api_key_create(
                 actor=Actor(service_name="cli"),
@@ -76,15 +75,23 @@ class Command(BaseCommand):
             )
         except ValidationError as error:
             raise usage_error(error, arguments={"name": "NAME"}) from None
-        if namesake:
+        if (namesake := _namesake(row)) is not None:
             self.stderr.write(
-                f"Another key of {owner} has this name and goes on: {namesake.key_prefix}."
+                f"Another key of {owner} has this name and goes on: {namesake.key_prefix}. "
+                "If this one replaces it, revoke it in the admin under API keys."
             )
         if json:
             self.stdout.write(_document(row.pk, row.name, row.key_prefix, text))
             return
         self.stdout.write(f"{text}")
         self.stderr.write("This is the only time that the key is shown; keep it now.")
+
+
+def _namesake(row: EnhancedAPIKey) -> EnhancedAPIKey | None:
+    """Another key of the tenant that is called the same and may still be used."""
+    others = EnhancedAPIKey.objects.filter(tenant=row.tenant_id, name__iexact=row.name)
+    usable = others.filter(is_active=True).exclude(expires_at__lte=now())
+    return usable.exclude(pk=row.pk).order_by("created_at").first()
 
 
 def _days(text: str) -> int:

@@ -109,12 +109,28 @@ def test_a_second_key_of_a_name_is_made_and_the_first_one_named(capsys):
     assert "this name" not in first.err
     prefix = json.loads(first.out)["prefix"]
     assert f"Another key of default has this name and goes on: {prefix}." in second.err
+    assert "revoke it in the admin" in second.err
+    assert "this name" in made_key(capsys, " Agent ").err
     EnhancedAPIKey.objects.update(is_active=False)
+    assert "this name" not in made_key(capsys).err
+    EnhancedAPIKey.objects.update(is_active=True, expires_at=now() - timedelta(days=1))
     assert "this name" not in made_key(capsys).err
 
 
-def made_key(capsys):
-    call_command("create_api_key", "agent", "--json")
+@pytest.mark.parametrize(
+    "name", ["a\udcff", "a\x1b[31m", "a\nb", "a\u202eb", "\u200ba", "a\u2028b"]
+)
+def test_a_name_that_is_not_seen_as_it_is_is_refused(name, capsys):
+    TenantFactory(slug="default")
+    with pytest.raises(CommandError, match=r"^NAME: Leave out U\+.* cannot be seen") as caught:
+        made_key(capsys, name)
+    assert caught.value.returncode == 2
+    assert not EnhancedAPIKey.objects.exists()
+    made_key(capsys, "Größe \u0645\u06cc\u200c\u062e 👩\u200d💻")
+
+
+def made_key(capsys, name="agent"):
+    call_command("create_api_key", name, "--json")
     return capsys.readouterr()
 
 

@@ -90,6 +90,7 @@ def test_a_key_with_what_was_allowed_before_can_be_changed_still(admin):
         ({"rate_limit_per_hour": 10**30}, "rate_limit_per_hour"),
         ({"name": "nul\0"}, "name"),
         ({"name": "half \ud800"}, "name"),
+        ({"name": "turned \u202e around"}, "name"),
         ({"allowed_servers": ["nul\0"]}, "allowed_servers"),
         ({"expires_at": "tomorrow"}, "expires_at"),
         ({"tenant": None}, "tenant"),
