@@ -47,7 +47,7 @@ from monitoring.models import (
     ScheduledTask,
     Severity,
 )
-from monitoring.querysets import Window, within
+from monitoring.querysets import AUDIT_INDEXED, REQUESTS_INDEXED, Window, within
 from monitoring.retention.preview import preview
 from monitoring.retention.tables import RETAINED
 from monitoring.schedule import task_run_soon, task_update
@@ -142,8 +142,6 @@ KEYS = {"_key": "security.EnhancedAPIKey", "_plain_key": "security.APIKey"}
 
 class WhoseLogAdmin(LogAdmin):
     """A log whose rows name a tenant, a user and a key by their ids."""
-
-    indexed_with_time: ClassVar[tuple[str, ...]] = ("tenant_id",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows: QuerySet[Any] = super().get_queryset(request)
@@ -260,12 +258,16 @@ class KeyIdFilter(IdFilter):
     parameter_name = "api_key_id"
 
 
+class UserIdFilter(IdFilter):
+    title = "user's id"
+    parameter_name = "user_id"
+
+
 @admin.register(RequestLogEntry)
 class RequestLogAdmin(WhoseLogAdmin):
     log = RequestLog
     time_field = "request_time"
-    indexed_with_time = ("tenant_id", "target_server_id")
-    is_search_indexed = True
+    indexed = REQUESTS_INDEXED
     list_display = (
         "request_time",
         "status",
@@ -371,6 +373,7 @@ class SuccessFilter(DropdownFilter):  # type: ignore[misc]
 class AuditLogAdmin(WhoseLogAdmin):
     log = AuditLog
     time_field = "timestamp"
+    indexed = AUDIT_INDEXED
     list_display = (
         "timestamp",
         "what",
@@ -388,7 +391,9 @@ class AuditLogAdmin(WhoseLogAdmin):
         WordFilter.over("action", "action", lookup="startswith"),  # api_key or api_key.create
         SuccessFilter,
         OriginFilter,
+        WordFilter.over("resource_type", "resource's table"),
         WordFilter.over("resource_id", "resource's id"),
+        UserIdFilter,
     )
     search_fields = ("request_id",)
     search_help_text = "X-Request-ID of one request"

@@ -10,9 +10,13 @@ from uuid import UUID
 from django.db.models import Model, QuerySet
 
 from registry.db.ids import time_of
+from registry.db.search import Indexed
 
-__all__ = ["Window", "within"]
+__all__ = ["AUDIT_INDEXED", "REQUESTS_INDEXED", "Window", "within"]
 
+# By which index the admin and the REST API read a log when several of its columns are asked for.
+AUDIT_INDEXED = Indexed((("resource_type", "resource_id"), ("user_id",), ("tenant_id",)))
+REQUESTS_INDEXED = Indexed((("target_server_id",), ("tenant_id",)), few=frozenset(("request_id",)))
 DEFAULT_SPAN = timedelta(hours=24)
 # A row's id and a request's are made when the request begins; what it changes is noted while it
 # runs. This covers both, and clocks that differ from node to node.

@@ -47,6 +47,7 @@ from registry.admin_base import (
     percentage,
 )
 from registry.audit import Actor
+from registry.db.search import Indexed
 from registry.headers import parse_headers
 from registry.models import (
     HealthStatus,
@@ -549,7 +550,7 @@ class ServerPromptAdmin(ListedOnlyAdmin):
 class ServerMetricAdmin(LogAdmin):
     log = ServerMetric
     time_field = "timestamp"
-    indexed_with_time = ("server__id__exact",)
+    indexed = Indexed((("server__id__exact",),))
     list_display = (
         "timestamp",
         "server_link",

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from itertools import islice
 from typing import Any, ClassVar, TypeVar, cast
 from uuid import UUID
 
@@ -40,6 +39,7 @@ from registry.db.ids import time_of
 from registry.db.jsonb import UNSTORABLE, is_storable
 from registry.db.keyset import SLACK
 from registry.db.partitions import NOWHERE, is_about_partitions
+from registry.db.search import Indexed
 from registry.figures import NOTHING, byte_size, duration, percentage
 
 __all__ = [
@@ -523,24 +523,22 @@ class LogAdmin(NewestFirstMixin, ReadOnlyMixin, OperatorAdmin):
     actions = None
     log: ClassVar[type[models.Model]]  # the partitioned model: who may view it sees these pages
     list_before_template = "registry/admin_searched.html"
-    # Filters by an id that leads an index of the log, which goes on with the time.
-    indexed_with_time: ClassVar[tuple[str, ...]] = ()
-    is_search_indexed: ClassVar[bool] = False
+    indexed: ClassVar[Indexed]  # its columns as the filters name their parameters
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         # Such rows are read along that index; all rows along the primary key.
         return (f"-{self.time_field}", "-id") if self._led_by(request) else self.ordering
 
-    def _led_by(self, request: HttpRequest) -> set[str]:
-        """The filter by whose index the log is read: one, or none."""
-        led = (name for name in self.indexed_with_time if uuid_or_none(request.GET.get(name)))
-        return set(islice(led, 1))
+    def _led_by(self, request: HttpRequest) -> frozenset[str]:
+        """The filters by whose index the log is read."""
+        given = {name for name in request.GET if str(request.GET[name]).strip()}
+        return self.indexed.leading(given)
 
     def walked(self, request: HttpRequest, changelist: ChangeList) -> models.QuerySet[Any] | None:
         walking = {TimeWindowFilter.parameter_name, *self._led_by(request)}
         asked = {name for name, (*_, value) in changelist.get_filters_params().items() if value}
         searched = changelist.query
-        if self.is_search_indexed if searched else asked <= walking:
+        if self.indexed.few.issuperset(self.search_fields) if searched else asked <= walking:
             return None
         rows = changelist.root_queryset
         for spec in changelist.filter_specs:

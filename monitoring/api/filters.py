@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -76,7 +76,7 @@ class LogFilter(FilterSet):  # type: ignore[misc]
         help_text="Before this time (ISO 8601). Default: now.",
     )
     tenant = django_filters.CharFilter(
-        method="of_tenant", help_text="A tenant's slug; of use to operators."
+        "tenant_id", method="of_tenant", help_text="A tenant's slug; of use to operators."
     )
     user = django_filters.UUIDFilter(field_name="user_id")
     api_key = django_filters.UUIDFilter(field_name="api_key_id")
@@ -95,11 +95,12 @@ class LogFilter(FilterSet):  # type: ignore[misc]
         rows = super().filter_queryset(queryset)
         return within(rows, field=self.time_field, window=self._window())
 
-    def walked(self, leading: Iterable[str]) -> QuerySet[Any]:
-        """The rows of the window that these parameters alone leave; all of them are valid."""
+    def walked(self, leading: Collection[str]) -> QuerySet[Any]:
+        """The rows of the window that the filters of these columns alone leave; all are valid."""
         rows, given = self.queryset, self.form.cleaned_data
-        for name in leading:
-            rows = self.filters[name].filter(rows, given[name])
+        for name, one in self.filters.items():
+            if one.field_name in leading:
+                rows = one.filter(rows, given[name])
         return within(rows, field=self.time_field, window=self._window())
 
     def _window(self) -> Window:

@@ -55,15 +55,16 @@ from monitoring.models import (
     RequestLogEntry,
     ScheduledTask,
 )
-from monitoring.querysets import Window, within
+from monitoring.querysets import AUDIT_INDEXED, REQUESTS_INDEXED, Window, within
 from monitoring.retention.preview import preview
 from monitoring.schedule import task_run_soon, task_update
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
 from registry.api.callers import actor_of, caller_of
 from registry.api.errors import Conflict
-from registry.api.filters import PAGING, refuse_unknown
+from registry.api.filters import refuse_unknown
 from registry.api.pagination import Keyset, NewestFirst
 from registry.api.schema import table_of
+from registry.db.search import Indexed
 from registry.db.tenancy import operator_transaction
 from registry.models import Tenant
 
@@ -314,33 +315,31 @@ class LogViewSet(Listed, ScopedViewSet[Any]):
     """A log: read-only, and always within a window of time."""
 
     read_scope = "metrics"
-    tenant_field = "tenant_id"
+    tenant_field: ClassVar[str] = "tenant_id"
     time_field: ClassVar[str]
     filterset_class: ClassVar[type[LogFilter]]
-    # Parameters that lead an index of the log, which goes on with the time.
-    indexed_with_time: ClassVar[tuple[frozenset[str], ...]]
-    # Those that lead across tenants: for a tenant's caller the tenant's own index leads instead.
-    across_tenants = frozenset(("tenant", "server"))
-    finds_few: ClassVar[frozenset[str]] = frozenset()  # parameters with an index of their own
+    indexed: ClassVar[Indexed]
 
     @property
     def paginator(self) -> BasePagination | None:
         """Such rows are read along that index; all rows along the primary key."""
-        if not hasattr(self, "_paginator") and not self._is_led():
+        if not hasattr(self, "_paginator") and not self._leading():
             self._paginator: BasePagination = NewestFirst(time_field=self.time_field)
         return super().paginator
 
-    def _is_led(self) -> bool:
-        return not self.caller.is_operator or bool(self._leading())
-
     def _leading(self) -> frozenset[str]:
-        """The parameters by whose index the log is read."""
-        asked, own = self._asked(), not self.caller.is_operator
-        known = (one for one in self.indexed_with_time if not (own and one <= self.across_tenants))
-        return next((leading for leading in known if leading <= asked), frozenset())
+        """The columns by whose index the log is read."""
+        return self.indexed.leading(self._asked() | self._opened())
 
     def _asked(self) -> set[str]:
-        return {name for name, value in self.request.query_params.items() if value} - PAGING
+        """The columns that parameters narrow, besides the time."""
+        given = {name for name, value in self.request.query_params.items() if value}
+        filters = self.filterset_class.base_filters.items()
+        return {one.field_name for name, one in filters if name in given - {"since", "until"}}
+
+    def _opened(self) -> set[str]:
+        """The column that get_queryset() narrows."""
+        return set() if self.caller.is_operator else {self.tenant_field}
 
     def paginate_queryset(self, queryset: Any) -> Any:
         self.paginator.walked = self._walked()  # type: ignore[union-attr]
@@ -349,7 +348,7 @@ class LogViewSet(Listed, ScopedViewSet[Any]):
     def _walked(self) -> QuerySet[Any] | None:
         """The rows to look through for those that are asked for; see registry.db.search."""
         asked, leading = self._asked(), self._leading()
-        if asked <= leading | {"since", "until"} or asked & self.finds_few:
+        if asked <= leading | self._opened() or asked & self.indexed.few:
             return None
         filters = self.filterset_class(self.request.query_params, queryset=self.get_queryset())
         filters.form.is_valid()  # it is: the list has been filtered
@@ -380,11 +379,7 @@ class AuditLogViewSet(LogViewSet):
     filterset_class = AuditLogFilter
     pagination_class = NewestAudit
     time_field = "timestamp"
-    indexed_with_time = (
-        frozenset(("tenant",)),
-        frozenset(("user",)),
-        frozenset(("resource_type", "resource_id")),
-    )
+    indexed = AUDIT_INDEXED
 
     def rows(self) -> QuerySet[AuditLogEntry]:
         return AuditLogEntry.objects.all()
@@ -398,8 +393,7 @@ class RequestLogViewSet(LogViewSet):
     filterset_class = RequestLogFilter
     pagination_class = NewestRequest
     time_field = "request_time"
-    indexed_with_time = (frozenset(("tenant",)), frozenset(("server",)))
-    finds_few = frozenset(("request_id",))
+    indexed = REQUESTS_INDEXED
 
     def rows(self) -> QuerySet[RequestLogEntry]:
         return RequestLogEntry.objects.all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -12,13 +12,30 @@ from django.db.models import QuerySet
 
 from registry.db.keyset import Order, Place
 
-__all__ = ["Found", "search"]
+__all__ = ["Found", "Indexed", "search"]
 
 SECONDS = 0.15  # half of what a page may take
 # Rows of the first stretch and of the longest; how much longer the next one may be.
 FIRST, LONGEST, GROWTH = 5_000, 100_000, 4
 MOST = 7  # stretches, of two statements each
 OUTERMOST = {False: UUID(int=0), True: UUID(int=2**128 - 1)}  # ids, towards older and newer
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """What a log's indexes find, by the columns that a list may be narrowed to.
+
+    `in_order`: columns that lead an index which goes on with the time; the narrowest come first,
+    the tenant comes last. `few`: columns whose index finds a few rows, in no order.
+    """
+
+    in_order: tuple[tuple[str, ...], ...]
+    few: frozenset[str] = frozenset()
+
+    def leading(self, given: Collection[str]) -> frozenset[str]:
+        """Those of the given columns by whose index the log is read; none: by the primary key."""
+        known = set(given)
+        return next((frozenset(led) for led in self.in_order if known.issuperset(led)), frozenset())
 
 
 @dataclass(frozen=True, slots=True)

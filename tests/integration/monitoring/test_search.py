@@ -6,6 +6,7 @@ import html
 import re
 from datetime import timedelta
 from itertools import count, pairwise
+from uuid import uuid4
 
 import pytest
 from django.db import connection
@@ -13,7 +14,8 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
 
-from monitoring.models import AuditLogEntry, RequestLog, RequestLogEntry
+from monitoring.models import AuditLog, AuditLogEntry, RequestLog, RequestLogEntry
+from monitoring.querysets import AUDIT_INDEXED, REQUESTS_INDEXED
 from registry.db import search as searching
 from registry.db.keyset import Order
 from registry.db.search import search
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.django_db
 REQUESTS = reverse("admin:monitoring_requestlogentry_changelist")
 AUDIT = reverse("admin:monitoring_auditlogentry_changelist")
 API = "/api/v1/request-logs"
+AUDIT_API = "/api/v1/audit-logs"
 BY_ID = Order(("id",), "request_time")
 BY_TIME = Order(("request_time", "id"), "request_time")
 
@@ -168,15 +171,87 @@ def test_the_api_gives_short_pages_that_lead_on(asks, calls):
     assert back == wanted[: -len(last["results"])]
 
 
+def narrowed(*names: str) -> list[tuple[str, ...]]:
+    """Each of the first name's pairs with another one, and the first alone."""
+    first, *others = names
+    return [(first,), *((first, other) for other in others)]
+
+
+@pytest.fixture
+def oldest(calls):
+    """The oldest call, alone at its server, by the parameters that find it."""
+    server, row = MCPServerFactory(), calls.order_by("id").first()
+    RequestLogEntry.objects.filter(pk=row.pk).update(target_server_id=server.pk)
+    return {
+        "id": row.pk,
+        "request_id": row.request_id,
+        "server": server.pk,
+        "tenant": "acme",
+        "status": 500,
+        "rpc_method": row.rpc_method,
+    }
+
+
 @pytest.mark.usefixtures("hurried")
-def test_what_an_index_finds_is_not_searched_for(calls):
-    client, server = client_of(None), MCPServerFactory()
-    oldest = calls.order_by("id").first()
-    RequestLogEntry.objects.filter(pk=oldest.pk).update(target_server_id=server.pk)
-    for query in ({"server": str(server.pk)}, {"request_id": str(oldest.request_id)}):
-        page = client.get(API, query).json()
-        assert [row["id"] for row in page["results"]] == [str(oldest.pk)]
-        assert page["next"] is None
+@pytest.mark.parametrize("asks", ["operator", "tenant"])
+@pytest.mark.parametrize(
+    "by",
+    [
+        *narrowed("request_id", "server", "tenant", "status"),
+        *narrowed("server", "tenant", "status", "rpc_method"),
+    ],
+)
+def test_what_an_index_finds_is_not_searched_for(asks, by, oldest):
+    client = client_of(Tenant.objects.get(slug="acme") if asks == "tenant" else None)
+    page = client.get(API, {name: oldest[name] for name in by}).json()
+    assert [row["id"] for row in page["results"]] == [str(oldest["id"])]
+    assert page["next"] is None
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("asks", ["operator", "tenant"])
+@pytest.mark.parametrize(
+    ("rare", "by"),
+    [
+        *(("resource", by) for by in narrowed("resource", "user", "tenant", "action")),
+        *(("user", by) for by in narrowed("user", "tenant", "action", "resource_type")),
+    ],
+)
+def test_the_narrowest_index_leads_through_the_audit_log(asks, rare, by):
+    """One entry by the index that finds it; all the others share what else is asked for."""
+    tenant, user = TenantFactory(), uuid4()
+    wanted = AuditLogFactory(
+        tenant_id=tenant.pk,
+        user_id=uuid4() if rare == "user" else user,
+        resource_type="users",
+        resource_id="one" if rare == "resource" else "another",
+    )
+    for _ in range(30):
+        AuditLogFactory(
+            tenant_id=tenant.pk, user_id=user, resource_type="users", resource_id="another"
+        )
+    values = {
+        "resource": {"resource_type": "users", "resource_id": wanted.resource_id},
+        "resource_type": {"resource_type": "users"},
+        "user": {"user": wanted.user_id},
+        "tenant": {"tenant": tenant.slug},
+        "action": {"action": wanted.action},
+    }
+    client = client_of(tenant if asks == "tenant" else None)
+    page = client.get(AUDIT_API, {k: v for name in by for k, v in values[name].items()}).json()
+    assert [row["id"] for row in page["results"]] == [str(wanted.pk)]
+    assert page["next"] is None
+
+
+@pytest.mark.parametrize(
+    ("log", "indexed"), [(AuditLog, AUDIT_INDEXED), (RequestLog, REQUESTS_INDEXED)]
+)
+def test_each_column_that_leads_has_its_index(log, indexed):
+    declared = {tuple(index.fields) for index in log._meta.indexes}
+    time = log._partitioning_meta.key[0]
+    wanted = {(*led, f"-{time}") for led in indexed.in_order} | {(name,) for name in indexed.few}
+    assert wanted <= declared
+    assert indexed.in_order[-1] == ("tenant_id",)
 
 
 # ---------------------------------------------------------------- admin
@@ -212,6 +287,14 @@ def test_the_admin_says_how_far_it_searched_and_goes_on(by_tenant, calls, admin_
     for one, following in pairwise(says):
         [reached] = re.findall(r"to (.*?),", one)
         assert following.startswith(f"Searched from {reached} back to")
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("other", ["tenant_id", "outcome", "rpc_method"])
+def test_the_admin_reads_along_the_narrowest_index(other, oldest, calls, admin_client):
+    values = {"tenant_id": calls[0].tenant_id, "outcome": "failed", "rpc_method": "tools/call"}
+    page = f"{REQUESTS}?{other}={values[other]}&target_server_id={oldest['server']}"
+    assert shown(admin_client, page) == ([oldest["id"]], "", "")
 
 
 @pytest.mark.usefixtures("hurried")
