@@ -17,7 +17,6 @@ from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
     BooleanRadioFilter,
     ChoicesDropdownFilter,
-    DropdownFilter,
 )
 
 from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
@@ -32,6 +31,7 @@ from registry.admin_base import (
     percentage,
     register_last,
 )
+from registry.admin_filters import OneOfFilter
 
 
 class PerServerAdmin(OwnedRowsMixin, ServerRowsMixin, OperatorAdmin):
@@ -151,7 +151,7 @@ class CircuitBreakerAdmin(PerServerAdmin):
         )
 
 
-class KindFilter(DropdownFilter):  # type: ignore[misc]
+class KindFilter(OneOfFilter):
     """An operator's settings carry no name; a process's gauges do."""
 
     title = "kind"
@@ -165,11 +165,9 @@ class KindFilter(DropdownFilter):  # type: ignore[misc]
     def lookups(self, *_: Any) -> list[tuple[str, str]]:
         return [("settings", "Settings"), ("gauges", "Gauges of running processes")]
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+    def chosen(self, rows: QuerySet[Any], choice: str) -> QuerySet[Any]:
         unnamed = {self.name_field: ""}
-        if self.value() == "settings":
-            return queryset.filter(**unnamed)
-        return queryset.exclude(**unnamed) if self.value() == "gauges" else queryset
+        return rows.filter(**unnamed) if choice == "settings" else rows.exclude(**unnamed)
 
 
 @admin.register(ConnectionPool)

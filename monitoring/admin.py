@@ -25,7 +25,6 @@ from unfold.contrib.filters.admin import (
     BooleanRadioFilter,
     ChoicesDropdownFilter,
     DropdownFilter,
-    TextFilter,
 )
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
@@ -60,7 +59,6 @@ from registry.admin_base import (
     OwnedRowsMixin,
     ReadOnlyMixin,
     ServiceAdmin,
-    TimeWindowFilter,
     actor_of,
     byte_size,
     display,
@@ -70,6 +68,7 @@ from registry.admin_base import (
     name_or_id,
     uuid_or_none,
 )
+from registry.admin_filters import OneOfFilter, TimeWindowFilter, TypedFilter, refused
 from registry.audit import Actor
 from registry.models import MCPServer, Tenant
 
@@ -96,30 +95,37 @@ class TenantFilter(DropdownFilter):  # type: ignore[misc]
     title = "tenant"
     parameter_name = "tenant_id"
 
+    def has_output(self) -> bool:
+        return True  # without tenants, too: else an address with one would list every row
+
     def lookups(self, *_: Any) -> list[tuple[str, str]]:
         named = Tenant.objects.order_by("slug").values_list("id", "slug")[:500]
         return [(str(pk), slug) for pk, slug in named]
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        tenant_id = uuid_or_none(self.value())
-        return queryset.filter(tenant_id=tenant_id) if tenant_id else queryset
-
-
-class IdFilter(TextFilter):  # type: ignore[misc]
-    """Rows that carry exactly this id; text that is no id matches nothing."""
-
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        text = (self.value() or "").strip()
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        text = self.value()
         if not text:
             return queryset
-        wanted = uuid_or_none(text)
-        return queryset.filter(**{self.parameter_name: wanted}) if wanted else queryset.none()
+        tenant_id = uuid_or_none(text)
+        if tenant_id is None:
+            wanted = "In an address a tenant stands by its id, a UUID."
+            return refused(request, queryset, title=self.title, text=text, wanted=wanted)
+        return queryset.filter(tenant_id=tenant_id)
 
 
-class WordFilter(TextFilter):  # type: ignore[misc]
+class IdFilter(TypedFilter):
+    """Rows that carry exactly this id."""
+
+    wanted = "Write an id, which is a UUID."
+
+    def parsed(self, text: str) -> UUID | None:
+        return uuid_or_none(text)
+
+
+class WordFilter(TypedFilter):
     """Rows with exactly this word in the column that the parameter is named after."""
 
-    lookup: ClassVar[str] = "exact"
+    wanted = "No text holds the character NUL."
 
     @classmethod
     def over(cls, field: str, title: str, *, lookup: str = "exact") -> type[WordFilter]:
@@ -127,13 +133,8 @@ class WordFilter(TextFilter):  # type: ignore[misc]
             "WordFilter", (cls,), {"parameter_name": field, "title": title, "lookup": lookup}
         )
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        word = (self.value() or "").strip()
-        if "\0" in word:  # no text that PostgreSQL stores
-            return queryset.none()
-        return (
-            queryset.filter(**{f"{self.parameter_name}__{self.lookup}": word}) if word else queryset
-        )
+    def parsed(self, text: str) -> str | None:
+        return None if "\0" in text else text
 
 
 # The models of keys, by the annotation that holds the prefix of a row's key.
@@ -155,14 +156,16 @@ class WhoseLogAdmin(LogAdmin):
         )
 
     def get_search_results(
-        self, _request: HttpRequest, queryset: QuerySet[Any], search_term: str
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         """The request's id, exactly, near the time it says: text search would read all of a log."""
         if not search_term.strip():
             return queryset, False
         wanted = uuid_or_none(search_term)
         if wanted is None:
-            return queryset.none(), False
+            hint = "Write a request's id, as X-Request-ID gave it: a UUID."
+            none = refused(request, queryset, title="search", text=search_term, wanted=hint)
+            return none, False
         return self.near_search(queryset.filter(request_id=wanted), search_term), False
 
     def near_search(self, rows: QuerySet[Any], search_term: str) -> QuerySet[Any]:
@@ -195,7 +198,7 @@ def _short(row_id: UUID | None) -> str | None:
 # ---------------------------------------------------------------- request log
 
 
-class OutcomeFilter(DropdownFilter):  # type: ignore[misc]
+class OutcomeFilter(OneOfFilter):
     title = "outcome"
     parameter_name = "outcome"
     RANGES = {"ok": (100, 399), "bad": (400, 999), "refused": (400, 499), "failed": (500, 999)}
@@ -208,37 +211,31 @@ class OutcomeFilter(DropdownFilter):  # type: ignore[misc]
             ("failed", "Failed (500 and above)"),
         ]
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        wanted = self.RANGES.get(self.value() or "")
-        return queryset.filter(status_code__range=wanted) if wanted else queryset
+    def chosen(self, rows: QuerySet[Any], choice: str) -> QuerySet[Any]:
+        return rows.filter(status_code__range=self.RANGES[choice])
 
 
-class StatusFilter(TextFilter):  # type: ignore[misc]
+class StatusFilter(TypedFilter):
     """One status code; `outcome` has the classes."""
 
     title = "status code"
     parameter_name = "status_code"
+    wanted = "Write three digits, such as 503; the filter by outcome has whole classes."
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        text = (self.value() or "").strip()
-        if not text:
-            return queryset
+    def parsed(self, text: str) -> int | None:
         is_code = text.isascii() and text.isdigit() and len(text) == 3
-        return queryset.filter(status_code=int(text)) if is_code else queryset.none()
+        return int(text) if is_code else None
 
 
-class SlownessFilter(DropdownFilter):  # type: ignore[misc]
+class SlownessFilter(OneOfFilter):
     title = "duration"
     parameter_name = "slower"
 
     def lookups(self, *_: Any) -> list[tuple[str, str]]:
         return [("100", "Over 100 ms"), ("1000", "Over 1 s"), ("10000", "Over 10 s")]
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        chosen = self.value()
-        if chosen not in dict(self.lookup_choices):
-            return queryset
-        return queryset.filter(duration_ms__gt=float(chosen))
+    def chosen(self, rows: QuerySet[Any], choice: str) -> QuerySet[Any]:
+        return rows.filter(duration_ms__gt=float(choice))
 
 
 STATUS_COLOURS = {
@@ -346,27 +343,26 @@ class RequestLogAdmin(WhoseLogAdmin):
 # ---------------------------------------------------------------- audit log
 
 
-class OriginFilter(DropdownFilter):  # type: ignore[misc]
+class OriginFilter(OneOfFilter):
     title = "origin"
     parameter_name = "origin"
 
     def lookups(self, *_: Any) -> list[tuple[str, str]]:
         return [(name, name) for name in ("admin", "api", "cli", "proxy", "worker")]
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        return queryset.filter(service_name=self.value()) if self.value() else queryset
+    def chosen(self, rows: QuerySet[Any], choice: str) -> QuerySet[Any]:
+        return rows.filter(service_name=choice)
 
 
-class SuccessFilter(DropdownFilter):  # type: ignore[misc]
+class SuccessFilter(OneOfFilter):
     title = "result"
     parameter_name = "success"
 
     def lookups(self, *_: Any) -> list[tuple[str, str]]:
         return [("yes", "Done"), ("no", "Refused or failed")]
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        wanted = {"yes": True, "no": False}.get(self.value() or "")
-        return queryset if wanted is None else queryset.filter(success=wanted)
+    def chosen(self, rows: QuerySet[Any], choice: str) -> QuerySet[Any]:
+        return rows.filter(success=choice == "yes")
 
 
 @admin.register(AuditLogEntry)

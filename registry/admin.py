@@ -36,7 +36,6 @@ from registry.admin_base import (
     OwnedRowsMixin,
     ServerRowsMixin,
     ServiceAdmin,
-    TimeWindowFilter,
     actor_of,
     byte_size,
     display,
@@ -46,6 +45,7 @@ from registry.admin_base import (
     name_or_id,
     percentage,
 )
+from registry.admin_filters import TimeWindowFilter
 from registry.audit import Actor
 from registry.db.search import Indexed
 from registry.headers import parse_headers

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from typing import Any, ClassVar, TypeVar, cast
 from uuid import UUID
 
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote
+from django.contrib.admin.views.main import ERROR_FLAG
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.contrib.auth import get_permission_codename
 from django.contrib.postgres.fields import ArrayField
@@ -24,14 +24,13 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.http import urlencode
 from django.utils.text import capfirst
-from django.utils.timezone import now
 from psycopg.errors import QueryCanceled
 from unfold import decorators as unfold_decorators
 from unfold.admin import ModelAdmin, TabularInline
-from unfold.contrib.filters.admin import DropdownFilter
 from unfold.views import ChangeList
 from unfold.widgets import UnfoldAdminTextareaWidget, UnfoldAdminTextInputWidget
 
+from registry.admin_filters import TimeWindowFilter, say_unknown_choices
 from registry.admin_keyset import KeysetList
 from registry.audit import Actor, audit_write
 from registry.db.encryption import DecryptionError
@@ -54,7 +53,6 @@ __all__ = [
     "ReadOnlyMixin",
     "ServerRowsMixin",
     "ServiceAdmin",
-    "TimeWindowFilter",
     "actor_of",
     "byte_size",
     "display",
@@ -210,43 +208,6 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda other: str(getattr(other, "pk", other))))
 
 
-# ---------------------------------------------------------------- lists
-
-
-class TimeWindowFilter(DropdownFilter):  # type: ignore[misc]
-    """Which stretch of a log is read; never all of it, so that old partitions stay closed."""
-
-    title = "time"
-    parameter_name = "window"
-    all_option = None
-    field: ClassVar[str]
-    AHEAD = timedelta(hours=1)  # clocks differ; without an end all later partitions are read
-    HOURS: ClassVar[dict[str, int]] = {"1": 1, "24": 24, "168": 7 * 24, "720": 30 * 24}
-
-    @classmethod
-    def over(cls, field: str) -> type[TimeWindowFilter]:
-        return type("TimeWindowFilter", (cls,), {"field": field})
-
-    def lookups(self, *_: Any) -> list[tuple[str, str]]:
-        return [
-            ("24", "Last 24 hours"),
-            ("1", "Last hour"),
-            ("168", "Last 7 days"),
-            ("720", "Last 30 days"),
-        ]
-
-    def value(self) -> str:
-        chosen = super().value()
-        return chosen if chosen in self.HOURS else "24"
-
-    def queryset(
-        self, _request: HttpRequest, queryset: models.QuerySet[Any]
-    ) -> models.QuerySet[Any]:
-        at = now()
-        since, until = at - timedelta(hours=self.HOURS[self.value()]), at + self.AHEAD
-        return queryset.filter(**{f"{self.field}__gte": since, f"{self.field}__lt": until})
-
-
 # ---------------------------------------------------------------- admin classes
 
 
@@ -278,9 +239,17 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> Any:
+        if ERROR_FLAG in request.GET:  # where Django goes from filters that it cannot read
+            text = "A filter in the address does not fit this list. None of them is set."
+            self.message_user(request, text, messages.WARNING)
         # As the menu has it.
         named = {"title": capfirst(str(self.opts.verbose_name_plural)), "opts": self.opts}
         return super().changelist_view(request, named | (extra_context or {}))
+
+    def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
+        changelist = super().get_changelist_instance(request)
+        say_unknown_choices(request, changelist)
+        return changelist
 
     def formfield_for_dbfield(
         self, db_field: models.Field[Any, Any], request: HttpRequest, **kwargs: Any
@@ -535,6 +504,8 @@ class LogAdmin(NewestFirstMixin, ReadOnlyMixin, OperatorAdmin):
         return self.indexed.leading(given)
 
     def walked(self, request: HttpRequest, changelist: ChangeList) -> models.QuerySet[Any] | None:
+        if changelist.queryset.query.is_empty():
+            return None  # a filter was refused, and has said so
         walking = {TimeWindowFilter.parameter_name, *self._led_by(request)}
         asked = {name for name, (*_, value) in changelist.get_filters_params().items() if value}
         searched = changelist.query

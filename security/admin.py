@@ -18,7 +18,6 @@ from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
     BooleanRadioFilter,
     ChoicesDropdownFilter,
-    DropdownFilter,
 )
 from unfold.forms import (
     AdminPasswordChangeForm,
@@ -38,6 +37,7 @@ from registry.admin_base import (
     link_to_row,
     register_last,
 )
+from registry.admin_filters import OneOfFilter
 from security import services
 from security.models import (
     APIKey,
@@ -231,7 +231,7 @@ register_last(Group, GroupAdmin)
 # ---------------------------------------------------------------- sessions
 
 
-class LiveFilter(DropdownFilter):  # type: ignore[misc]
+class LiveFilter(OneOfFilter):
     """Logins that still open the door, unless asked for the others."""
 
     title = "state"
@@ -244,11 +244,11 @@ class LiveFilter(DropdownFilter):  # type: ignore[misc]
     def value(self) -> str:
         return super().value() or "live"
 
-    def queryset(self, _request: HttpRequest, queryset: QuerySet[Session]) -> QuerySet[Session]:
+    def chosen(self, rows: QuerySet[Session], choice: str) -> QuerySet[Session]:
         live = {"is_active": True, "expires_at__gt": now()}
-        if self.value() == "all":
-            return queryset
-        return queryset.exclude(**live) if self.value() == "ended" else queryset.filter(**live)
+        if choice == "all":
+            return rows
+        return rows.exclude(**live) if choice == "ended" else rows.filter(**live)
 
 
 @admin.register(Session)
