@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import django_filters
 from django_filters.rest_framework import FilterSet
 
 from gateway.models import BreakerState, CircuitBreaker, ConnectionPool, RequestQueue
-from registry.api.filters import TenantFilter, TruthFilter
+from registry.api.filters import ChoicesFilter, IdFilter, TenantFilter, TruthFilter
 
 __all__ = ["BreakerFilter", "PoolFilter", "QueueFilter"]
 
 
 class BreakerFilter(FilterSet):  # type: ignore[misc]
-    tenant = TenantFilter("server__tenant")
-    server = django_filters.UUIDFilter(field_name="server_id", help_text="A server's id.")
-    state = django_filters.MultipleChoiceFilter(choices=BreakerState.choices)
+    tenant = TenantFilter("server__tenant__slug")
+    server = IdFilter("server_id", of="a server's")
+    state = ChoicesFilter(choices=BreakerState.choices)
 
     class Meta:
         model = CircuitBreaker
@@ -22,8 +21,8 @@ class BreakerFilter(FilterSet):  # type: ignore[misc]
 
 
 class PoolFilter(FilterSet):  # type: ignore[misc]
-    tenant = TenantFilter("server__tenant")
-    server = django_filters.UUIDFilter(field_name="server_id", help_text="A server's id.")
+    tenant = TenantFilter("server__tenant__slug")
+    server = IdFilter("server_id", of="a server's")
     is_healthy = TruthFilter()
 
     class Meta:
@@ -32,8 +31,8 @@ class PoolFilter(FilterSet):  # type: ignore[misc]
 
 
 class QueueFilter(FilterSet):  # type: ignore[misc]
-    tenant = TenantFilter("server__tenant")
-    server = django_filters.UUIDFilter(field_name="server_id", help_text="A server's id.")
+    tenant = TenantFilter("server__tenant__slug")
+    server = IdFilter("server_id", of="a server's")
     is_accepting_requests = TruthFilter()
 
     class Meta:

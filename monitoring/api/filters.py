@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import django_filters
+from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db.models import QuerySet, Subquery
 from django.utils.timezone import now
 from django_filters.rest_framework import FilterSet
+from drf_spectacular.utils import extend_schema_field
 
 from monitoring.models import (
     AlertEvent,
@@ -21,7 +23,7 @@ from monitoring.models import (
     Severity,
 )
 from monitoring.querysets import Window, within
-from registry.api.filters import TenantFilter, TruthFilter
+from registry.api.filters import ChoicesFilter, ExactFilter, IdFilter, TenantFilter, TruthFilter
 from registry.models import Tenant
 
 __all__ = ["AlertEventFilter", "AlertFilter", "AuditLogFilter", "LogFilter", "RequestLogFilter"]
@@ -32,12 +34,27 @@ SENSIBLE = (
     MaxValueValidator(datetime(9000, 1, 1, tzinfo=UTC)),
 )
 
+NO_TIME = {"invalid": "Write a time as ISO 8601 has it, such as 2026-01-31T12:00:00Z."}
+
+
+@extend_schema_field({"type": "integer", "minimum": 100, "maximum": 599})
+class StatusFilter(django_filters.NumberFilter):  # type: ignore[misc]
+    """Calls by their HTTP status."""
+
+    field_class = forms.IntegerField
+
+    def __init__(self, **kwargs: Any) -> None:
+        wanted = "Write a status from 100 to 599, such as 503. All from 500 on: status_min=500."
+        errors = dict.fromkeys(("invalid", "min_value", "max_value"), wanted)
+        bounds = {"min_value": 100, "max_value": 599}
+        super().__init__("status_code", error_messages=errors, **bounds, **kwargs)
+
 
 class AlertFilter(FilterSet):  # type: ignore[misc]
-    tenant = TenantFilter("server__tenant")
-    server = django_filters.UUIDFilter(field_name="server_id", help_text="A server's id.")
-    metric_name = django_filters.CharFilter()
-    severity = django_filters.MultipleChoiceFilter(choices=Severity.choices)
+    tenant = TenantFilter("server__tenant__slug")
+    server = IdFilter("server_id", of="a server's")
+    metric_name = ExactFilter()
+    severity = ChoicesFilter(choices=Severity.choices)
     is_active = TruthFilter()
     is_triggered = TruthFilter()
 
@@ -47,9 +64,9 @@ class AlertFilter(FilterSet):  # type: ignore[misc]
 
 
 class AlertEventFilter(FilterSet):  # type: ignore[misc]
-    tenant = TenantFilter("alert__server__tenant")
-    alert = django_filters.UUIDFilter(field_name="alert_id", help_text="An alert's id.")
-    kind = django_filters.MultipleChoiceFilter(choices=AlertEventKind.choices)
+    tenant = TenantFilter("alert__server__tenant__slug")
+    alert = IdFilter("alert_id", of="an alert's")
+    kind = ChoicesFilter(choices=AlertEventKind.choices)
 
     class Meta:
         model = AlertEvent
@@ -68,20 +85,23 @@ class LogFilter(FilterSet):  # type: ignore[misc]
     since = django_filters.IsoDateTimeFilter(
         method="bound",
         validators=SENSIBLE,
-        help_text="From this time on (ISO 8601). Default: 24 hours before `until`.",
+        error_messages=NO_TIME,
+        help_text="From this time on (ISO 8601; UTC where no zone is given). Default: 24 hours "
+        "before `until`.",
     )
     until = django_filters.IsoDateTimeFilter(
         method="bound",
         validators=SENSIBLE,
-        help_text="Before this time (ISO 8601). Default: now.",
+        error_messages=NO_TIME,
+        help_text="Before this time (ISO 8601; UTC where no zone is given). Default: now.",
     )
-    tenant = django_filters.CharFilter(
-        "tenant_id", method="of_tenant", help_text="A tenant's slug; of use to operators."
-    )
-    user = django_filters.UUIDFilter(field_name="user_id")
-    api_key = django_filters.UUIDFilter(field_name="api_key_id")
-    request_id = django_filters.UUIDFilter(
-        help_text="As X-Request-ID gave it. It tells the time, so no window is needed."
+    tenant = TenantFilter("tenant_id", method="of_tenant")
+    user = IdFilter("user_id", of="a user's")
+    api_key = IdFilter("api_key_id", of="an API key's")
+    request_id = IdFilter(
+        "request_id",
+        of="a request's",
+        help_text="As X-Request-ID gave it. It tells the time, so no window is needed.",
     )
 
     def bound(self, rows: QuerySet[Any], _name: str, _value: datetime) -> QuerySet[Any]:
@@ -113,9 +133,9 @@ class LogFilter(FilterSet):  # type: ignore[misc]
 class AuditLogFilter(LogFilter):
     time_field = "timestamp"
 
-    action = django_filters.CharFilter(help_text="Such as server.register.")
-    resource_type = django_filters.CharFilter(help_text="A table's name, such as mcp_servers.")
-    resource_id = django_filters.CharFilter()
+    action = ExactFilter(help_text="Such as server.register.")
+    resource_type = ExactFilter(help_text="A table's name, such as mcp_servers.")
+    resource_id = ExactFilter()
     success = TruthFilter()
 
     class Meta:
@@ -126,14 +146,12 @@ class AuditLogFilter(LogFilter):
 class RequestLogFilter(LogFilter):
     time_field = "request_time"
 
-    server = django_filters.UUIDFilter(field_name="target_server_id", help_text="A server's id.")
-    tool = django_filters.CharFilter(field_name="tool_name")
-    rpc_method = django_filters.CharFilter(help_text="Such as tools/call.")
-    status = django_filters.NumberFilter(field_name="status_code", min_value=100, max_value=599)
-    status_min = django_filters.NumberFilter(
-        field_name="status_code", lookup_expr="gte", min_value=100, max_value=599
-    )
-    error_type = django_filters.CharFilter(help_text="Such as circuit_open.")
+    server = IdFilter("target_server_id", of="a server's")
+    tool = ExactFilter("tool_name")
+    rpc_method = ExactFilter(help_text="Such as tools/call.")
+    status = StatusFilter()
+    status_min = StatusFilter(lookup_expr="gte", help_text="This status or a higher one.")
+    error_type = ExactFilter(help_text="Such as circuit_open.")
 
     class Meta:
         model = RequestLogEntry

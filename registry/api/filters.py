@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import django_filters
 from django.db.models import Q, QuerySet
+from django.utils.text import capfirst
 from django_filters.rest_framework import DjangoFilterBackend, FilterSet
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
@@ -17,6 +18,9 @@ from rest_framework.views import APIView
 from registry.models import HealthStatus, MCPServer, ServerTool, Transport
 
 __all__ = [
+    "ChoicesFilter",
+    "ExactFilter",
+    "IdFilter",
     "StrictFilterBackend",
     "TenantFilter",
     "TruthFilter",
@@ -26,6 +30,7 @@ __all__ = [
 
 PAGING = frozenset({"cursor", "page_size"})
 TEXTS = (django_filters.CharFilter,)
+CONTAINING = "A part of the name or of the description; case does not count."
 
 
 class StrictFilterBackend(DjangoFilterBackend):  # type: ignore[misc]
@@ -79,26 +84,53 @@ class TruthFilter(django_filters.TypedChoiceFilter):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         choices = [(word, word) for word in ("true", "false")]
-        super().__init__(choices=choices, coerce=lambda word: word == "true", **kwargs)
+        errors = {"invalid_choice": "Write true or false."}
+        super().__init__(
+            choices=choices, coerce=lambda word: word == "true", error_messages=errors, **kwargs
+        )
 
 
-class TenantFilter(django_filters.CharFilter):  # type: ignore[misc]
+class ChoicesFilter(django_filters.MultipleChoiceFilter):  # type: ignore[misc]
+    """Rows with one of these words; the parameter may be given several times."""
+
+    def __init__(self, *, choices: Sequence[tuple[str, Any]], **kwargs: Any) -> None:
+        known = ", ".join(word for word, _ in choices)
+        errors = {"invalid_choice": f"“%(value)s” is none of: {known}."}
+        super().__init__(choices=choices, error_messages=errors, **kwargs)
+
+
+class IdFilter(django_filters.UUIDFilter):  # type: ignore[misc]
+    """Rows that carry an id; `of` says whose, such as "a server's"."""
+
+    def __init__(self, field: str, *, of: str, help_text: str = "", **kwargs: Any) -> None:
+        errors = {"invalid": f"Write {of} id: a UUID, no name."}
+        text = help_text or f"{capfirst(of)} id."
+        super().__init__(field_name=field, error_messages=errors, help_text=text, **kwargs)
+
+
+class ExactFilter(django_filters.CharFilter):  # type: ignore[misc]
+    """Rows with exactly this text."""
+
+    def __init__(self, field: str | None = None, *, help_text: str = "", **kwargs: Any) -> None:
+        text = f"{help_text} Matches the whole text; case counts.".strip()
+        super().__init__(field_name=field, help_text=text, **kwargs)
+
+
+class TenantFilter(ExactFilter):
     """Rows of one tenant, by its slug."""
 
-    def __init__(self, field: str = "tenant") -> None:
-        super().__init__(
-            field_name=f"{field}__slug", help_text="A tenant's slug; of use to operators."
-        )
+    def __init__(self, field: str = "tenant__slug", **kwargs: Any) -> None:
+        super().__init__(field, help_text="A tenant's slug; of use to operators.", **kwargs)
 
 
 class MCPServerFilter(FilterSet):  # type: ignore[misc]
     tenant = TenantFilter()
-    slug = django_filters.CharFilter()
-    endpoint_url = django_filters.CharFilter(help_text="The whole address.")
-    search = django_filters.CharFilter(method="containing", help_text="In name or description.")
-    tag = django_filters.CharFilter(method="tagged", help_text="One tag.")
-    health_status = django_filters.MultipleChoiceFilter(choices=HealthStatus.choices)
-    transport_type = django_filters.MultipleChoiceFilter(choices=Transport.choices)
+    slug = ExactFilter()
+    endpoint_url = ExactFilter(help_text="The address.")
+    search = django_filters.CharFilter(method="containing", help_text=CONTAINING)
+    tag = ExactFilter(method="tagged", help_text="One tag.")
+    health_status = ChoicesFilter(choices=HealthStatus.choices)
+    transport_type = ChoicesFilter(choices=Transport.choices)
     is_enabled = TruthFilter()
 
     class Meta:
@@ -113,10 +145,10 @@ class MCPServerFilter(FilterSet):  # type: ignore[misc]
 
 
 class ServerToolFilter(FilterSet):  # type: ignore[misc]
-    tenant = TenantFilter("server__tenant")
-    server = django_filters.UUIDFilter(field_name="server_id", help_text="A server's id.")
-    name = django_filters.CharFilter()
-    search = django_filters.CharFilter(method="containing", help_text="In name or description.")
+    tenant = TenantFilter("server__tenant__slug")
+    server = IdFilter("server_id", of="a server's")
+    name = ExactFilter()
+    search = django_filters.CharFilter(method="containing", help_text=CONTAINING)
     is_enabled = TruthFilter()
 
     class Meta:

@@ -98,10 +98,17 @@ class MCPServerSerializer(serializers.ModelSerializer[MCPServer]):
         return attrs
 
 
+_TRANSPORTS = ", ".join(Transport.values)
+
+
 class DiscoverySerializer(serializers.Serializer[Any]):
     """What the query string of a discovery says."""
 
-    transport = serializers.ChoiceField(choices=Transport.choices, default=Transport.HTTP)
+    transport = serializers.ChoiceField(
+        choices=Transport.choices,
+        default=Transport.HTTP,
+        error_messages={"invalid_choice": f"“{{input}}” is none of: {_TRANSPORTS}."},
+    )
     limit = serializers.IntegerField(min_value=1, max_value=100, default=20)
     tenant = TenantField(
         default=None, help_text="A tenant's slug; of use to operators: what that tenant may call."

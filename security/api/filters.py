@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import django_filters
 from django_filters.rest_framework import FilterSet
 
-from registry.api.filters import TenantFilter, TruthFilter
+from registry.api.filters import ExactFilter, IdFilter, TenantFilter, TruthFilter
 from security.models import EnhancedAPIKey, ServerAccessControl
 
 __all__ = ["APIKeyFilter", "AccessRuleFilter"]
@@ -13,8 +12,8 @@ __all__ = ["APIKeyFilter", "AccessRuleFilter"]
 
 class APIKeyFilter(FilterSet):  # type: ignore[misc]
     tenant = TenantFilter()
-    user = django_filters.UUIDFilter(field_name="user_id", help_text="A user's id.")
-    prefix = django_filters.CharFilter(field_name="key_prefix")
+    user = IdFilter("user_id", of="a user's")
+    prefix = ExactFilter("key_prefix")
     is_active = TruthFilter()
     is_locked = TruthFilter()
 
@@ -24,9 +23,9 @@ class APIKeyFilter(FilterSet):  # type: ignore[misc]
 
 
 class AccessRuleFilter(FilterSet):  # type: ignore[misc]
-    server = django_filters.UUIDFilter(field_name="server_id", help_text="A server's id.")
-    user = django_filters.UUIDFilter(field_name="user_id", help_text="A user's id.")
-    api_key = django_filters.UUIDFilter(field_name="api_key_id", help_text="A key's id.")
+    server = IdFilter("server_id", of="a server's")
+    user = IdFilter("user_id", of="a user's")
+    api_key = IdFilter("api_key_id", of="an API key's")
     tenant = TenantFilter()
     is_active = TruthFilter()
 

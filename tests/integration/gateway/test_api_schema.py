@@ -45,6 +45,23 @@ def test_secrets_are_in_no_answer_but_the_first(schema):
     assert "credentials" not in shapes["MCPServer"]["properties"]
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "said"),
+    [
+        ("request-logs", "tool", "case counts"),
+        ("request-logs", "tenant", "case counts"),
+        ("audit-logs", "action", "case counts"),
+        ("servers", "tag", "case counts"),
+        ("api-keys", "prefix", "case counts"),
+        ("tools", "search", "case does not count"),
+    ],
+)
+def test_filters_say_how_they_match(path, name, said, schema):
+    parameters = schema["paths"][f"/api/v1/{path}"]["get"]["parameters"]
+    [described] = [one["description"] for one in parameters if one["name"] == name]
+    assert said in described
+
+
 @pytest.mark.django_db
 @pytest.mark.parametrize("path", ["/api/schema/", "/api/docs/"])
 def test_schema_and_page_are_open(path, client: Client):

@@ -101,7 +101,7 @@ def test_rows_are_those_of_the_list(client):
     ("asked", "field", "word"),
     [
         ({"transport": "pigeon"}, "transport", "pigeon"),
-        ({"transport": "nul\0"}, "transport", "not a valid choice"),
+        ({"transport": "nul\0"}, "transport", "is none of: http"),
         ({"limit": "many"}, "limit", "valid integer"),
         ({"limit": "0"}, "limit", "1"),
         ({"limit": "101"}, "limit", "100"),
