@@ -28,6 +28,13 @@ def client_of(tenant: Tenant | None, *, scopes: list[str] | None = None, **key: 
     return client
 
 
+def faults(answer: Any) -> set[str]:
+    """The fields that a 400 finds fault with; it names the request besides."""
+    body = answer.json()
+    assert "request_id" in body
+    return {name for name, value in body.items() if not isinstance(value, str)}
+
+
 def transaction_queries(tenant: Tenant | None) -> int:
     """What a request's transaction costs in a test: its savepoint, and whom it acts for.
 

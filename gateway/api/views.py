@@ -6,6 +6,8 @@ from typing import Any
 
 from django.db.models import QuerySet
 from django.http import HttpRequest, JsonResponse
+from django.urls import Resolver404, resolve
+from django.utils.text import Truncator
 from django.utils.timezone import now
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.utils import extend_schema
@@ -125,6 +127,21 @@ class ServerHealthView(TableView):
 @csrf_exempt  # or a key that changes something is asked for a form's token here
 def no_such_path(request: HttpRequest) -> JsonResponse:
     """404 in the API's own form."""
-    detail = "There is no such address. Those that there are stand at /api/docs/."
+    detail = _missing(request.path_info)
     request_id = str(getattr(request, "request_id", ""))
     return JsonResponse({"detail": detail, "request_id": request_id}, status=404)
+
+
+def _missing(path: str) -> str:
+    """What is not there: a row of a list under this name, or the address itself."""
+    list_path, _, name = path.rstrip("/").rpartition("/")
+    try:
+        view = getattr(resolve(list_path).func, "cls", None)
+    except Resolver404:
+        view = None
+    if not (view and issubclass(view, Listed) and view.queryset is not None):
+        return "There is no such address. Those that there are stand at /api/docs/."
+    filters = getattr(getattr(view, "filterset_class", None), "base_filters", {})
+    noun, text = view.queryset.model._meta.verbose_name, Truncator(name).chars(60)
+    hint = f" {list_path}?slug=… finds one by its slug." if "slug" in filters else ""
+    return f"There is no {noun} with the id “{text}”: an id is a UUID.{hint}"

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 from django.db.models import Model, QuerySet
+from django.http import Http404
 from rest_framework import serializers
+from rest_framework.exceptions import NotFound
 from rest_framework.mixins import ListModelMixin, RetrieveModelMixin
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -75,6 +77,14 @@ class ScopedViewSet(GenericViewSet[Row], Generic[Row]):
         rows = self.rows()
         of_nobody = getattr(self, "operators_only", False)  # the permission let them in
         return rows if self.caller.is_operator or of_nobody else self.of_tenant(rows)
+
+    def get_object(self) -> Row:
+        try:
+            return super().get_object()
+        except Http404:
+            noun, pk = self.rows().model._meta.verbose_name, self.kwargs["pk"]
+            text = f"There is no {noun} with the id {pk}, or none that you may see."
+            raise NotFound(text) from None
 
     def of_tenant(self, rows: QuerySet[Row]) -> QuerySet[Row]:
         """The rows of the caller's tenant; none where no way to a tenant is named."""

@@ -1,8 +1,8 @@
 """The one boundary between our errors and HTTP.
 
 Bodies are the REST framework's: `{"detail": …}` with `reason` where programs may want to tell
-refusals apart, or `{field: [sentence, …]}` for input that does not fit. Every body that has a
-`detail` has the `request_id` too.
+refusals apart, or `{field: [sentence, …]}` for input that does not fit. Each has the `request_id`
+too, unless a filter of that name is what does not fit.
 """
 
 from __future__ import annotations
@@ -65,11 +65,12 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     response = exception_handler(known, context)
     if response is not None and response.status_code == 400:
         response.data = _printable(response.data)
-    if response is not None and "detail" in response.data:
-        if reason := getattr(known, "reason", None):
+    if response is not None and isinstance(response.data, dict):
+        reason = getattr(known, "reason", None)
+        if reason and "detail" in response.data:
             response.data["reason"] = str(reason)
         if request_id := getattr(context["request"], "request_id", None):
-            response.data["request_id"] = str(request_id)
+            response.data.setdefault("request_id", str(request_id))
     return response
 
 

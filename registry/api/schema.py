@@ -39,6 +39,8 @@ _SHAPES = {
             {"$ref": "#/components/schemas/Refusal"},
             {
                 "type": "object",
+                "description": "`request_id` is the request's, or tells of the filter so named.",
+                "properties": {"request_id": {"$ref": "#/components/schemas/Faults"}},
                 "additionalProperties": {"$ref": "#/components/schemas/Faults"},
             },
         ],

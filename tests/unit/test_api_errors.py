@@ -40,7 +40,7 @@ def test_a_busy_database_says_when_to_try_again():
 
 def test_a_models_refusal_keeps_its_field():
     answer = handle(ValidationError({"name": ["Too long."]}), {"request": REQUEST})
-    assert answer.data == {"name": ["Too long."]}
+    assert answer.data == {"name": ["Too long."], "request_id": str(REQUEST.request_id)}
 
 
 def test_a_programming_error_stays_one():

@@ -23,6 +23,7 @@ from tests.api import (
     API,
     api_patterns,
     client_of,
+    faults,
     list_paths,
     transaction_queries,
 )
@@ -242,8 +243,8 @@ def test_every_filter_refuses_a_bad_value_and_survives_a_nul(path):
         answer = client.get(path, {name: "9" * 400})
         assert answer.status_code in {200, 400}, name
         if not isinstance(filters.base_filters[name], CharFilter):
-            assert client.get(path, {name: "nonsense"}).json().keys() == {name}
-            assert client.get(path, {name: ""}).json().keys() == {name}  # not every row
+            assert faults(client.get(path, {name: "nonsense"})) == {name}
+            assert faults(client.get(path, {name: ""})) == {name}  # not every row
 
 
 @pytest.mark.parametrize(
@@ -271,14 +272,44 @@ def test_a_bad_value_is_told_what_is_wanted(asked, wanted):
 
 
 @pytest.mark.parametrize("path", LISTS)
-def test_a_page_is_capped(path):
-    assert client_of(None).get(path, {"page_size": "100000000"}).status_code == 200
+def test_a_page_has_a_largest_size(path):
+    client = client_of(None)
+    assert client.get(path, {"page_size": "500"}).status_code == 200
+    for larger in ("501", "100000000"):
+        answer = client.get(path, {"page_size": larger})
+        assert (answer.status_code, answer.json()["page_size"]) == (
+            400,
+            ["Write a whole number from 1 to 500."],
+        )
 
 
 @pytest.mark.parametrize("path", LISTS)
 def test_an_id_that_is_none_is_not_found(path):
-    assert client_of(None).get(f"{path}/nonsense").status_code == 404
-    assert client_of(None).get(f"{path}/{UUID(int=0)}").status_code == 404
+    for absent in ("nonsense", str(UUID(int=0))):
+        answer = client_of(None).get(f"{path}/{absent}")
+        assert answer.status_code == 404
+        assert absent in answer.json()["detail"]
+        assert answer.json()["request_id"] == answer["X-Request-ID"]
+
+
+def test_a_server_s_slug_in_the_place_of_its_id_is_told_the_way(client):
+    told = client.get(f"{API}servers/github/").json()["detail"]
+    assert told == (
+        "There is no MCP server with the id “github”: an id is a UUID. "
+        "/api/v1/servers?slug=… finds one by its slug."
+    )
+
+
+@pytest.mark.parametrize("asked", ["status=5xx", "nonsense=1", "page_size=501"])
+def test_what_does_not_fit_names_the_request(asked):
+    answer = client_of(None).get(f"{API}request-logs?{asked}")
+    assert faults(answer) == {asked.partition("=")[0]}
+    assert answer.json()["request_id"] == answer["X-Request-ID"]
+
+
+def test_a_request_id_that_does_not_fit_is_told_under_its_own_name():
+    body = client_of(None).get(f"{API}request-logs", {"request_id": "5"}).json()
+    assert body == {"request_id": ["Write a request's id: a UUID, no name."]}
 
 
 @pytest.mark.parametrize("slash", ["", "/"])

@@ -19,7 +19,7 @@ from monitoring.models import (
     PerformanceAlert,
 )
 from registry.db.ids import uuid7
-from tests.api import client_of, transaction_queries
+from tests.api import client_of, faults, transaction_queries
 from tests.factories import (
     AlertEventFactory,
     AuditLogFactory,
@@ -175,7 +175,7 @@ def test_entries_of_the_same_moment_are_paged_by_id(operator, narrowed):
 )
 def test_a_bad_filter_is_refused_by_name(operator, query, field):
     answer = operator.get(REQUESTS, query)
-    assert (answer.status_code, answer.json().keys()) == (400, {field})
+    assert (answer.status_code, faults(answer)) == (400, {field})
 
 
 def test_request_log_filters_find_what_they_say(operator):
@@ -245,7 +245,7 @@ def test_alerts_on_all_servers_are_the_operators(client, operator):
 def test_an_alert_is_on_an_own_server_only(client):
     for server in (MCPServerFactory(), MCPServerFactory(tenant=None)):
         answer = client.post(ALERTS, ALERT | {"server": str(server.pk)}, format="json")
-        assert (answer.status_code, answer.json().keys()) == (400, {"server"})
+        assert (answer.status_code, faults(answer)) == (400, {"server"})
 
 
 def deep(levels):
@@ -277,14 +277,14 @@ def test_an_alert_that_does_not_fit_is_refused_by_name(operator, change, field):
     alert = PerformanceAlertFactory()
     text = json.dumps(change).replace("Infinity", "1e999")
     answer = operator.patch(f"{ALERTS}/{alert.pk}", text, content_type="application/json")
-    assert (answer.status_code, answer.json().keys()) == (400, {field}), answer.content
+    assert (answer.status_code, faults(answer)) == (400, {field}), answer.content
 
 
 @pytest.mark.parametrize("field", ["severity", "comparison_operator", "name"])
 def test_half_a_character_is_refused_by_name(operator, field):
     body = json.dumps(ALERT | {field: "\ud800"})  # by hand: the client cannot encode it
     answer = operator.post(ALERTS, body, content_type="application/json")
-    assert (answer.status_code, answer.json().keys()) == (400, {field})
+    assert (answer.status_code, faults(answer)) == (400, {field})
 
 
 def test_a_body_that_is_nested_deep_is_refused(operator):
@@ -448,7 +448,7 @@ def test_a_policy_is_made_changed_and_removed(operator):
 )
 def test_a_policy_deletes_nothing_but_old_logs(operator, change, field):
     answer = operator.post(POLICIES, POLICY | change, format="json")
-    assert (answer.status_code, answer.json().keys()) == (400, {field}), answer.content
+    assert (answer.status_code, faults(answer)) == (400, {field}), answer.content
 
 
 def test_a_policy_s_conditions_are_checked_and_shown(operator):
@@ -480,7 +480,7 @@ def test_a_policy_s_preview_says_what_would_go(operator, client):
 def test_a_policy_that_does_not_fit_the_database_has_no_preview(operator):
     policy = DataRetentionPolicyFactory(table_name="users", date_column="created_at")
     answer = operator.get(f"{POLICIES}/{policy.pk}/preview")
-    assert (answer.status_code, answer.json().keys()) == (400, {"table_name"})
+    assert (answer.status_code, faults(answer)) == (400, {"table_name"})
 
 
 def test_a_refresh_is_asked_for_and_queued(operator, client):
@@ -556,7 +556,7 @@ def test_usage_is_the_callers_own_or_for_operators_everyones(client, operator):
 @pytest.mark.parametrize("path", [PERFORMANCE, USAGE])
 def test_hours_are_a_positive_whole_number(client, path, hours):
     answer = client.get(path, {"hours": hours})
-    assert (answer.status_code, answer.json().keys()) == (400, {"hours"})
+    assert (answer.status_code, faults(answer)) == (400, {"hours"})
 
 
 @pytest.mark.parametrize(

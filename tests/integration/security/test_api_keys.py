@@ -6,7 +6,7 @@ import pytest
 
 from monitoring.models import AuditLog
 from security.models import EnhancedAPIKey
-from tests.api import client_of
+from tests.api import client_of, faults
 from tests.factories import EnhancedAPIKeyFactory, TenantFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -41,7 +41,7 @@ def test_a_new_key_is_of_the_callers_tenant_whatever_they_say(admin):
 
 def test_an_operator_names_the_tenant(admin):
     operator = client_of(None)
-    assert operator.post(KEYS, {"name": "agent"}, format="json").json().keys() == {"tenant"}
+    assert faults(operator.post(KEYS, {"name": "agent"}, format="json")) == {"tenant"}
     slug = admin.key.tenant.slug
     made = operator.post(KEYS, {"name": "agent", "tenant": slug}, format="json")
     assert (made.status_code, made.json()["tenant"]) == (201, slug)
@@ -49,19 +49,19 @@ def test_an_operator_names_the_tenant(admin):
 
 def test_somebody_elses_user_cannot_be_named(admin):
     answer = admin.post(KEYS, {"name": "agent", "user": str(UserFactory().pk)}, format="json")
-    assert (answer.status_code, answer.json().keys()) == (400, {"user"})
+    assert (answer.status_code, faults(answer)) == (400, {"user"})
     answer = client_of(None).post(
         KEYS,
         {"name": "a", "tenant": admin.key.tenant.slug, "user": str(UserFactory().pk)},
         format="json",
     )
-    assert (answer.status_code, answer.json().keys()) == (400, {"user"})
+    assert (answer.status_code, faults(answer)) == (400, {"user"})
 
 
 def test_a_misspelt_limit_makes_no_free_key(admin):
     wanted = {"name": "narrow", "scopes": ["proxy"], "servers": ["a"], "ips": ["10.0.0.0/8"]}
     answer = admin.post(KEYS, wanted, "json")
-    assert (answer.status_code, answer.json().keys()) == (400, {"servers", "ips"})
+    assert (answer.status_code, faults(answer)) == (400, {"servers", "ips"})
     assert "ip_whitelist" in answer.json()["ips"][0]
     assert not EnhancedAPIKey.objects.filter(name="narrow").exists()
     shown = admin.get(f"{KEYS}/{admin.key.pk}").json()
@@ -69,7 +69,7 @@ def test_a_misspelt_limit_makes_no_free_key(admin):
     answer = admin.patch(f"{KEYS}/{admin.key.pk}", shown | {"name": "renamed"}, "json")
     assert (answer.status_code, answer.json()["name"]) == (200, "renamed")
     answer = admin.patch(f"{KEYS}/{admin.key.pk}", {"scope": []}, "json")
-    assert (answer.status_code, answer.json().keys()) == (400, {"scope"})
+    assert (answer.status_code, faults(answer)) == (400, {"scope"})
 
 
 def test_a_key_with_what_was_allowed_before_can_be_changed_still(admin):
@@ -77,7 +77,7 @@ def test_a_key_with_what_was_allowed_before_can_be_changed_still(admin):
     answer = admin.patch(f"{KEYS}/{admin.key.pk}", {"name": "renamed"}, "json")
     assert (answer.status_code, answer.json()["ip_whitelist"]) == (200, ["127.0.0.1/8"])
     answer = admin.patch(f"{KEYS}/{admin.key.pk}", {"ip_whitelist": ["127.0.0.2/8"]}, "json")
-    assert (answer.status_code, list(answer.json())) == (400, ["ip_whitelist"])
+    assert (answer.status_code, faults(answer)) == (400, {"ip_whitelist"})
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,4 @@ def test_a_restricted_key_widens_neither_itself_nor_another(restricted, beyond):
         emptied = restricted.patch(f"{KEYS}/{key.pk}", {name: []}, format="json")
         assert emptied.json()[name] == RESTRICTED[name]
     for answer in answers:
-        assert (answer.status_code, answer.json().keys()) == (400, beyond.keys())
+        assert (answer.status_code, faults(answer)) == (400, beyond.keys())
