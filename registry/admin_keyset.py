@@ -47,10 +47,7 @@ class Searched:
     since: datetime | None
     reached: datetime
     further: str  # the address that goes on
-
-    @property
-    def is_back(self) -> bool:
-        return self.since is None or self.reached < self.since
+    newer: bool  # towards newer rows, else towards older ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +138,8 @@ class KeysetList(ChangeList):  # type: ignore[misc]
         searched = None
         if reached:
             further = self._link("after" if newer else "before", reached)
-            searched = Searched(place.time if place else None, reached.time, further)
+            since = place.time if place else None
+            searched = Searched(since, reached.time, further, newer=newer)
         return Neighbours(
             newest=self.get_query_string() if turned else None,
             newer=self._link("after", ends[0]) if ends and has_newer else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
+from uuid import UUID
 
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db.models import Model, QuerySet
@@ -23,6 +24,10 @@ from registry.db.search import search
 __all__ = ["Keyset", "NewestFirst", "envelope_schema"]
 
 MAX_PAGE_SIZE = 500
+SEARCHED = (
+    "A page of a log may be short or empty and have one, where a search stopped for the time being:"
+    " null alone means the end."
+)
 
 
 class Keyset(BasePagination):
@@ -66,6 +71,8 @@ class Keyset(BasePagination):
         turned = more if backwards else place is not None
         preceding = self._place_of(rows[0]) if rows and turned else None
         ends = {"next": following, "previous": preceding}
+        if place and not rows:  # the way back is from where this page begins, that row included
+            ends["next" if backwards else "previous"] = self._just_past(place, newer=backwards)
         if found.reached:  # the search goes on there, however many rows it found
             ends["previous" if backwards else "next"] = found.reached
         self.links = {name: end and self._link(name, end) for name, end in ends.items()}
@@ -82,8 +89,7 @@ class Keyset(BasePagination):
             {
                 "name": "cursor",
                 "in": "query",
-                "description": "The place to go on from: use `next` and `previous` as they are. A"
-                " page may be short or empty and have a `next`: the end is where it is null.",
+                "description": "The place to go on from: use `next` and `previous` as they are.",
                 "schema": {"type": "string"},
             },
             {
@@ -102,6 +108,12 @@ class Keyset(BasePagination):
     def _place_of(self, row: Any) -> Place:
         values = row if isinstance(row, dict) else vars(row)
         return {name: values[name] for name in self.ordering}
+
+    def _just_past(self, place: Place, *, newer: bool) -> Place:
+        """The place next to one, so that what lies beyond it on the other side has that one too."""
+        name = self.ordering[-1]
+        beside = place[name].int + (1 if newer else -1)
+        return {**place, name: UUID(int=min(max(beside, 0), 2**128 - 1))}
 
     def _link(self, direction: str, place: Place) -> str:
         values = [str(place[name]) for name in self.ordering]
@@ -148,7 +160,11 @@ def envelope_schema(items: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["next", "previous", "results"],
-        "properties": {"next": link, "previous": link, "results": items},
+        "properties": {
+            "next": {**link, "description": f"The page of older rows. {SEARCHED}"},
+            "previous": {**link, "description": f"The page of newer rows. {SEARCHED}"},
+            "results": items,
+        },
     }
 
 

@@ -84,6 +84,24 @@ def test_searches_one_after_another_find_each_row_once(order, newer, seconds, ca
     assert walk(calls, order=order, newer=newer, clock=clock) == wanted
 
 
+@pytest.mark.parametrize("order", [BY_ID, BY_TIME])
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_second_stretch_finds_what_the_first_has_not(
+    order, newer, calls, monkeypatch, django_assert_num_queries
+):
+    monkeypatch.setattr(searching, "FIRST", 5)
+    row = order.sort(calls, newer=newer)[9]  # the first stretch is six to eight rows
+    asked = {"order": order, "newer": newer, "size": 1, "walked": calls, "clock": lambda: 0.0}
+    with django_assert_num_queries(4):
+        assert search(calls.filter(pk=row.pk), place=None, **asked) == searching.Found([row])
+    monkeypatch.setattr(searching, "SECONDS", 0)
+    with django_assert_num_queries(2):
+        first = search(calls.filter(pk=row.pk), place=None, **asked)
+    assert first.rows == []
+    second = search(calls.filter(pk=row.pk), place=first.reached, **asked)
+    assert second.rows == [row]
+
+
 def test_a_search_stops_when_its_time_is_over_and_says_where(calls, monkeypatch):
     monkeypatch.setattr(searching, "FIRST", 4)
     rows = calls.filter(status_code=404)
@@ -163,12 +181,27 @@ def test_the_api_gives_short_pages_that_lead_on(asks, calls):
     wanted = [str(row.pk) for row in failed(calls).order_by("-id")]
     assert [row["id"] for page in pages for row in page["results"]] == wanted
     assert any(len(page["results"]) < 2 for page in pages[:-1])
-    last = next(page for page in reversed(pages) if page["results"])  # an empty one leads on only
-    back, page = [], last
+    back = [row["id"] for row in page["results"]]
     while page["previous"]:
         page = client.get(page["previous"]).json()
         back = [row["id"] for row in page["results"]] + back
-    assert back == wanted[: -len(last["results"])]
+    assert back == wanted
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("asks", ["operator", "tenant"])
+def test_an_empty_page_of_the_api_leads_both_ways(asks, calls):
+    client = client_of(Tenant.objects.get(slug="acme") if asks == "tenant" else None)
+    for nth in range(40):  # each row, those at which a stretch ends too
+        row = calls.order_by("-id")[nth]
+        RequestLogEntry.objects.filter(pk=row.pk).update(tool_name=f"tool {nth}")
+        page = client.get(API, {"tool": f"tool {nth}"}).json()
+        for way in ("next", "previous"):
+            found = [*page["results"]]
+            while page[way]:
+                page = client.get(page[way]).json()
+                found += page["results"]
+            assert [one["id"] for one in found] == [str(row.pk)], nth
 
 
 def narrowed(*names: str) -> list[tuple[str, ...]]:
@@ -281,7 +314,7 @@ def test_the_admin_says_how_far_it_searched_and_goes_on(by_tenant, calls, admin_
     assert found == [row.pk for row in failed(calls).order_by("-id")]
     assert len(says) > 2
     assert re.fullmatch(
-        r"Searched from now back to \d+ \w+ \d\d:\d\d:\d\d, \d rows? so far. Search further",
+        r"Searched from now back to \d+ \w+ \d\d:\d\d:\d\d UTC, \d rows? so far. Search further",
         says[0],
     )
     for one, following in pairwise(says):
