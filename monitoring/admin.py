@@ -263,6 +263,7 @@ class UserIdFilter(IdFilter):
 @admin.register(RequestLogEntry)
 class RequestLogAdmin(WhoseLogAdmin):
     log = RequestLog
+    rows_name = "request logs"
     time_field = "request_time"
     indexed = REQUESTS_INDEXED
     list_display = (
@@ -368,6 +369,7 @@ class SuccessFilter(OneOfFilter):
 @admin.register(AuditLogEntry)
 class AuditLogAdmin(WhoseLogAdmin):
     log = AuditLog
+    rows_name = "audit logs"
     time_field = "timestamp"
     indexed = AUDIT_INDEXED
     list_display = (
@@ -731,6 +733,7 @@ def _with_masks(fieldsets: Any) -> list[Any]:
 class AlertEventAdmin(NewestFirstMixin, OwnedRowsMixin, OperatorAdmin):
     """What happened to which alert, and who was told. Comes and goes with its alert."""
 
+    rows_name = "alert events"
     time_field = "occurred_at"
     list_display = ("occurred_at", "what", "alert_link", "figure", "subject", "told")
     list_filter = (

@@ -233,6 +233,7 @@ class OperatorAdmin(ModelAdmin):  # type: ignore[misc]
             "widget": UnfoldAdminTextareaWidget({"rows": 4}),
         },
     }
+    rows_name = ""  # the plural, where the list's name is none: a log, a history
     audit_noun = ""
     audit_hidden: tuple[str, ...] = ()
 

@@ -132,6 +132,22 @@ def test_a_filter_of_a_log_says_what_does_not_fit(asked, told, admin_client):
 @pytest.mark.parametrize(
     ("page", "told"),
     [
+        (f"{REQUESTS}?status_code=404", "No request logs match"),
+        (f"{REQUESTS}?status_code=5xx", "No request logs match"),
+        (REQUESTS, "No request logs here"),
+        (f"{AUDIT}?action=nothing", "No audit logs match"),
+        (reverse("admin:monitoring_alertevent_changelist"), "No alert events here"),
+        (reverse("admin:registry_servermetricentry_changelist"), "No server metrics here"),
+        (reverse(POLICIES) + "?q=nothing", "No data retention policies match"),
+    ],
+)
+def test_an_empty_list_says_of_what_it_has_none(page, told, admin_client):
+    assert told in " ".join(admin_client.get(page).content.decode().split())
+
+
+@pytest.mark.parametrize(
+    ("page", "told"),
+    [
         ("registry_servermetricentry_changelist?server__id__exact=slug", "None of them is set."),
         ("registry_mcpserver_changelist?health_status__exact=well", "“well” does not fit."),
         ("security_session_changelist?state=nonsense", "“nonsense” does not fit."),
