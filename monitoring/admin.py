@@ -9,6 +9,7 @@ from uuid import UUID
 
 from django import forms
 from django.apps import apps
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied, ValidationError
@@ -137,8 +138,14 @@ class WordFilter(TypedFilter):
         return None if "\0" in text else text
 
 
-# The models of keys, by the annotation that holds the prefix of a row's key.
-KEYS = {"_key": "security.EnhancedAPIKey", "_plain_key": "security.APIKey"}
+def _key_models() -> dict[str, type[models.Model]]:
+    """The models of keys, by the annotation that holds the prefix of a row's key."""
+    return {f"_key_{n}": apps.get_model(label) for n, label in enumerate(settings.KEY_MODELS)}
+
+
+def _pages_of(model: type[models.Model]) -> str:
+    """The admin's name for a model's pages, such as registry_mcpserver."""
+    return f"{model._meta.app_label}_{model._meta.model_name}"
 
 
 class WhoseLogAdmin(LogAdmin):
@@ -150,8 +157,8 @@ class WhoseLogAdmin(LogAdmin):
             _tenant=_name_of(Tenant, "slug", by="tenant_id"),
             _user=_name_of(get_user_model(), "username", by="user_id"),
             **{
-                name: _name_of(apps.get_model(label), "key_prefix", by="api_key_id")
-                for name, label in KEYS.items()
+                name: _name_of(model, "key_prefix", by="api_key_id")
+                for name, model in _key_models().items()
             },
         )
 
@@ -180,13 +187,13 @@ class WhoseLogAdmin(LogAdmin):
 
     @display(description="user")
     def user_link(self, row: Any) -> str:
-        return name_or_id("security_user", row.user_id, row._user)
+        return name_or_id(_pages_of(get_user_model()), row.user_id, row._user)
 
     @display(description="API key")
     def key_link(self, row: Any) -> str:
-        for name, label in KEYS.items():
+        for name, model in _key_models().items():
             if prefix := getattr(row, name):
-                return link_to_row(label.lower().replace(".", "_"), row.api_key_id, prefix)
+                return link_to_row(_pages_of(model), row.api_key_id, prefix)
         return str(row.api_key_id or NOTHING)
 
 
@@ -435,7 +442,7 @@ def _url_name(table: str) -> str:
     """The admin's name for a table's pages, such as registry_mcpserver for mcp_servers."""
     for model in apps.get_models():
         if model._meta.db_table == table:
-            return f"{model._meta.app_label}_{model._meta.model_name}"
+            return _pages_of(model)
     return table
 
 
