@@ -59,6 +59,11 @@ class Relay:
         server.close()
         for writer in self._open:
             writer.transport.abort()
+        passing = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in passing:
+            task.cancel()
+        if passing:
+            await asyncio.wait(passing, timeout=1)
 
     async def _passed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not self._whole:

@@ -344,6 +344,7 @@ async def _metrics(times: int) -> tuple[list[float], float]:
         with _open_to_all():
             found: list[tuple[float, float]] = []
             page = MetricsPage(plane, clock=lambda: len(found) * SCRAPE_SECONDS)
+            plane.metrics = page  # so that its readings end with the plane
             while len(found) <= times:  # the first one is not counted
                 found.append(await _scraped(page))
                 await asyncio.sleep(PAUSE_SECONDS)

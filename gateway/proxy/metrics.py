@@ -71,6 +71,10 @@ class MetricsPage:
         """Tell the processes beside this one its figures."""
         await asyncio.to_thread(self._board.write, self._own(self._plane.log.status))
 
+    def call_off(self) -> list[asyncio.Task[None]]:
+        """Read no more figures; returns what was under way and is cancelled, to be waited for."""
+        return self._readings.call_off()
+
     async def leave(self) -> None:
         await asyncio.to_thread(self._board.leave)
 
@@ -215,6 +219,15 @@ def _of_database(reading: Reading) -> Iterator[Metric]:
     yield _gauge("partitions_ahead_days", help_, ahead, label="table")
     took = "How long the last reading of PostgreSQL's figures took."
     yield _gauge("database_reading_seconds", took, {"": reading.seconds})
+    yield from _of_slow_figures(reading)
+
+
+def _of_slow_figures(reading: Reading) -> Iterator[Metric]:
+    well = "0: the last reading of the slow figures (sizes, statistics, partitions) failed."
+    yield _gauge("slow_figures_up", well, {"": float(reading.slow_is_read)})
+    if reading.slow_age is not None:
+        age = "How long ago the slow figures that are shown were read, in seconds."
+        yield _gauge("slow_figures_age_seconds", age, {"": reading.slow_age})
 
 
 def _of_processes(processes: Mapping[str, list[Sample]]) -> Iterator[Metric]:

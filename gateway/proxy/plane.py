@@ -141,7 +141,8 @@ class DataPlane:
         writer_share(None)
         for task in self._tasks:
             task.cancel()
-        await asyncio.wait(self._tasks, timeout=CALL_OFF_SECONDS)
+        called_off = [*self._tasks, *self.metrics.call_off()]
+        await asyncio.wait(called_off, timeout=CALL_OFF_SECONDS)
         steps = {
             "log": self.log.stop(),
             "usage": self._write_usage(),

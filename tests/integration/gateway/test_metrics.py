@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx2
+import psycopg
 import pytest
 from django.db import connection
 from prometheus_client.openmetrics.parser import (
@@ -19,7 +22,7 @@ from gateway.models import CircuitBreaker
 from gateway.proxy.contact import Contact
 from gateway.proxy.figures import FIGURES, Board
 from gateway.proxy.plane import DataPlane
-from gateway.proxy.readings import Readings
+from gateway.proxy.readings import SLOW_TOO_OLD_SECONDS, Readings
 from monitoring.queries import performance_metrics
 from tests.factories import (
     EnhancedAPIKeyFactory,
@@ -29,6 +32,7 @@ from tests.factories import (
 from tests.integration.gateway.conftest import Scene, running_gateway, told, wait_until
 from tests.relay import Relay, relayed
 
+Reader = Callable[[], Awaitable[Any]]
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 COLD = "mcpgw_0123456789ab_" + "0" * 64
 
@@ -218,10 +222,28 @@ class Clocked:
             return await slow()
 
         readings._quick._read, readings._slow._read = quickly, slowly
+        self._slow = readings._slow
         monkeypatch.setattr(plane.metrics, "_readings", readings)
 
     def scrape(self) -> Samples:
         return samples(scrape(*self._address))
+
+    def plays(self, fault: Exception) -> Reader:
+        """Slow figures fail from now on; returns what read them."""
+
+        async def broken() -> Any:
+            self.slow += 1
+            raise fault
+
+        return self.reads_slowly(broken)
+
+    def reads_slowly(self, read: Reader) -> Reader:
+        before, self._slow._read = self._slow._read, read
+        return before
+
+    def settled(self) -> None:
+        """The reading that the last scrape has begun is over."""
+        wait_until(lambda: self._slow._task is not None and self._slow._task.done())
 
     @property
     def readings(self) -> tuple[int, int]:
@@ -290,9 +312,91 @@ def test_slow_figures_that_fail_leave_the_quick_ones_and_are_tried_again_soon(
         broken.setattr("gateway.proxy.readings._SLOW", "SELECT * FROM no_such_view")
         found = clocked.scrape()
     assert found["mcp_gateway_database_up"] == [({}, 1.0)]
+    assert found["mcp_gateway_slow_figures_up"] == [({}, 0.0)]
+    assert "mcp_gateway_slow_figures_age_seconds" not in found
     assert "mcp_gateway_database_size_bytes" not in found
     clocked.now += 5
     assert "mcp_gateway_database_size_bytes" in clocked.scrape()
+
+
+@pytest.mark.parametrize(
+    "fault", [RuntimeError("ours"), psycopg.OperationalError("theirs\nwith more")]
+)
+def test_slow_figures_that_cannot_be_read_anew_are_those_of_before_until_too_old(
+    clocked: Clocked, fault: Exception, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "gateway.proxy.readings")
+    size = clocked.scrape()["mcp_gateway_database_size_bytes"]
+    slowly = clocked.plays(fault)
+    for age in range(60, int(SLOW_TOO_OLD_SECONDS), 15):
+        clocked.now = 1000.0 + age
+        found = clocked.scrape()
+        assert found["mcp_gateway_database_size_bytes"] == size, age
+        assert found["mcp_gateway_slow_figures_age_seconds"] == [({}, float(age))]
+        assert found["mcp_gateway_database_up"] == [({}, 1.0)]
+        clocked.settled()
+    assert clocked.slow > 30  # tried at each scrape
+    assert found["mcp_gateway_slow_figures_up"] == [({}, 0.0)]
+
+    clocked.now = 1000.0 + SLOW_TOO_OLD_SECONDS
+    found = clocked.scrape()
+    assert found["mcp_gateway_database_up"] == [({}, 1.0)]
+    assert "mcp_gateway_requests_total" in found
+    assert "mcp_gateway_database_size_bytes" not in found
+    assert "mcp_gateway_slow_figures_age_seconds" not in found
+
+    clocked.reads_slowly(slowly)
+    clocked.now += 5
+    found = clocked.scrape()
+    assert found["mcp_gateway_slow_figures_up"] == [({}, 1.0)]
+    assert found["mcp_gateway_slow_figures_age_seconds"] == [({}, 0.0)]
+    said = [one.getMessage() for one in caplog.records if one.name == "gateway.proxy.readings"]
+    first = str(fault).partition("\n")[0]
+    assert said == [
+        f"/metrics: the slow figures cannot be read: {first}",
+        "/metrics: the slow figures are read again",
+    ]
+
+
+def test_a_fault_of_another_kind_is_told_too(clocked: Clocked, caplog: pytest.LogCaptureFixture):
+    for fault in (ValueError("one"), ValueError("two"), KeyError("three")):
+        clocked.plays(fault)
+        clocked.scrape()
+        clocked.now += 5
+    said = [one for one in caplog.records if one.name == "gateway.proxy.readings"]
+    assert [one.exc_info[0] for one in said if one.exc_info] == [ValueError, KeyError]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_readings_that_are_under_way_end_with_the_plane(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("gateway.proxy.readings.PATIENCE_SECONDS", 0.2)
+    lasting = "SELECT 'x', '', 1.0, '' FROM pg_sleep(60)"
+    monkeypatch.setattr("gateway.proxy.readings._SLOW", lasting)
+    monkeypatch.setattr("gateway.proxy.readings._LIMIT", "SELECT %s")  # no statement_timeout
+
+    async def life() -> None:
+        plane = DataPlane()
+        await plane.start()
+        readings = plane.metrics._readings
+        found = await readings.get()
+        task = readings._slow._task
+        assert found is not None
+        assert task is not None
+        assert not task.done()
+        await plane.stop()
+        assert task.cancelled()
+        await readings.get()  # of a scrape that comes in too late
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(life())
+    gc.collect()
+    assert [one.getMessage() for one in caplog.records if one.name == "asyncio"] == []
+    with connection.cursor() as cursor:
+        running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s AND state = 'active'"
+        cursor.execute(running, ["%pg_sleep(60)"])
+        assert cursor.fetchone() == (0,)
 
 
 def test_without_a_database_the_processes_figures_are_still_there(
@@ -321,14 +425,19 @@ def test_without_a_database_the_processes_figures_are_still_there(
             settings.GATEWAY_METRICS_OPEN = False
             relay.mend()
             wait_until(lambda: plane.contact.era is not None, seconds=20)
-            plane.metrics._readings._quick._until = plane.metrics._readings._slow._until = -1000.0
+            _outdated(plane)
             assert samples(scrape(url, operator_key))["mcp_gateway_database_up"] == [({}, 1.0)]
 
 
 def _frozen(relay: Relay, plane: DataPlane, url: str, key: str) -> None:
     """A server that says nothing holds no scrape up for long."""
     relay.freeze()
-    plane.metrics._readings._quick._until = plane.metrics._readings._slow._until = -1000.0
+    _outdated(plane)
     began = time.monotonic()
     assert samples(scrape(url, key))["mcp_gateway_database_up"] == [({}, 0.0)]
     assert time.monotonic() - began < 3
+
+
+def _outdated(plane: DataPlane) -> None:
+    for kept in (plane.metrics._readings._quick, plane.metrics._readings._slow):
+        kept._last, kept._until = None, -1000.0
