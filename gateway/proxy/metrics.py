@@ -27,6 +27,7 @@ from gateway.proxy.failures import Failure
 from gateway.proxy.figures import FIGURES, Board, Sample, own_samples
 from gateway.proxy.memory import DATABASE_ERRORS
 from gateway.proxy.readings import Reading, Readings
+from monitoring.alerts.metrics import metric_of
 from monitoring.logwriter import Status
 from monitoring.logwriter.writer import default_folder
 from registry.db.ids import uuid7
@@ -192,8 +193,13 @@ def _of_view(reading: Reading) -> Iterator[Metric]:
             values[metric][named] = max(value, values[metric].get(named, value))
             units[metric] = unit or ""
     for metric, found in values.items():
-        help_ = f"performance_monitoring, in {units[metric] or 'no unit'}."
-        yield _gauge(metric, help_, found, label="subject")
+        yield _gauge(metric, _help(metric, units[metric]), found, label="subject")
+
+
+def _help(metric: str, unit: str) -> str:
+    """What a metric of the view is, and its unit; the view may be newer than this program."""
+    about = metric_of(metric).about or f"{metric} of performance_monitoring"
+    return f"{about[0].upper()}{about[1:]}. Unit: {unit or 'none'}."
 
 
 def _of_calls(reading: Reading) -> Iterator[Metric]:

@@ -53,12 +53,13 @@ CALLS, SERVERS, DATABASE, ITSELF = "Calls", "Servers", "Database", "The gateway 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("error_rate", CALLS, "share of calls that failed, 0 to 1", "ratio",
+        Metric("error_rate", CALLS, "share of the last minutes' calls that failed, 0 to 1", "ratio",
                least_calls=LEAST_CALLS, highest=1.0),
-        Metric("p95_duration_ms", CALLS, "what 95 % of the calls are faster than", "ms",
-               least_calls=LEAST_CALLS),
-        Metric(RECENT_CALLS, CALLS, "calls that those two are made of", "calls"),
-        Metric("requests_per_minute", CALLS, "calls a minute", "requests/min"),
+        Metric("p95_duration_ms", CALLS, "what 95 % of the last minutes' calls are faster than",
+               "ms", least_calls=LEAST_CALLS),
+        Metric(RECENT_CALLS, CALLS, "the last minutes' calls that error_rate is made of",
+               "calls"),
+        Metric("requests_per_minute", CALLS, "calls a minute in the last minutes", "requests/min"),
         Metric("open_breakers", SERVERS, "circuit breakers that let no call through", "breakers",
                of_servers=True),
         Metric("pool_utilisation_percent", SERVERS, "upstream connections in use", "percent",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -19,14 +20,19 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.models import CircuitBreaker
+from gateway.proxy import readings
 from gateway.proxy.contact import Contact
 from gateway.proxy.figures import FIGURES, Board
+from gateway.proxy.metrics import _help
 from gateway.proxy.plane import DataPlane
-from gateway.proxy.readings import SLOW_TOO_OLD_SECONDS, Readings
+from gateway.proxy.readings import SLOW, SLOW_TOO_OLD_SECONDS, Readings
+from monitoring.alerts.metrics import METRICS
 from monitoring.queries import performance_metrics
+from registry.db.tenancy import operator_transaction
 from tests.factories import (
     EnhancedAPIKeyFactory,
     PerformanceAlertFactory,
+    RequestLogFactory,
     TenantFactory,
 )
 from tests.integration.gateway.conftest import Scene, running_gateway, told, wait_until
@@ -128,6 +134,31 @@ def test_every_row_of_the_view_is_a_gauge(scene: Scene, operator_key: str):
     _both_formats(scene.url, operator_key)
 
 
+def test_every_family_says_what_it_is(scene: Scene, operator_key: str):
+    CircuitBreaker.objects.filter(server=scene.server).update(state="open")
+    scene.row(scene.call())
+    families = list(text_string_to_metric_families(scrape(scene.url, operator_key).text))
+    said = {family.name: family.documentation for family in families}
+    assert len(said) > 45
+    for name, text in said.items():
+        assert text.endswith("."), name
+        assert len(text) > 10, name
+        assert text.strip(".") not in {name, name.removeprefix("mcp_gateway_")}
+    assert len(set(said.values())) == len(said)
+    units = {row["metric"]: row["unit"] for row in performance_metrics()}
+    for name, metric in METRICS.items():
+        if (text := said.get(f"mcp_gateway_{name}", "")) and name in units:
+            assert text.casefold() == f"{metric.about}. unit: {units[name]}.".casefold()
+            del units[name]
+    without_value = [row["metric"] for row in performance_metrics() if row["value"] is None]
+    assert units.keys() <= set(without_value)
+
+
+def test_a_metric_that_only_the_view_knows_is_told_with_its_unit():
+    assert _help("novelty", "s") == "Novelty of performance_monitoring. Unit: s."
+    assert _help("novelty", "") == "Novelty of performance_monitoring. Unit: none."
+
+
 def _both_formats(url: str, key: str) -> None:
     text = scrape(url, key, accept="text/plain;version=0.0.4")
     assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -210,8 +241,8 @@ class Clocked:
         self.now, self.quick, self.slow = 1000.0, 0, 0
         self._address = (scene.url, key)
         plane = told[scene.url].plane
-        readings = Readings(plane.pool, plane.contact, clock=lambda: self.now)
-        quick, slow = readings._quick._read, readings._slow._read
+        read = Readings(plane.pool, plane.contact, clock=lambda: self.now)
+        quick, slow = read._quick._read, read._slow._read
 
         async def quickly() -> Any:
             self.quick += 1
@@ -221,9 +252,9 @@ class Clocked:
             self.slow += 1
             return await slow()
 
-        readings._quick._read, readings._slow._read = quickly, slowly
-        self._slow = readings._slow
-        monkeypatch.setattr(plane.metrics, "_readings", readings)
+        read._quick._read, read._slow._read = quickly, slowly
+        self._slow = read._slow
+        monkeypatch.setattr(plane.metrics, "_readings", read)
 
     def scrape(self) -> Samples:
         return samples(scrape(*self._address))
@@ -262,6 +293,42 @@ def test_all_who_ask_within_seconds_cost_one_reading(clocked: Clocked):
     clocked.now += 5
     clocked.scrape()
     assert clocked.readings == (2, 1)
+
+
+LOGS = ("audit_logs", "request_logs", "server_metrics")
+
+
+def _read_by(statement: str) -> tuple[set[str], set[str]]:
+    """Tables and views in a statement's plan, and those that it scanned, in functions too."""
+    with operator_transaction(), connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (FORMAT JSON) {statement}")
+        planned = re.findall(r"'Relation Name': '(\w+)'", str(cursor.fetchone()))
+        cursor.execute(statement)
+        cursor.execute(
+            "SELECT relname FROM pg_stat_xact_user_tables"
+            " WHERE seq_scan + coalesce(idx_scan, 0) > 0"
+        )
+        return set(planned), {name for (name,) in cursor.fetchall()}
+
+
+def _of_logs(tables: set[str]) -> set[str]:
+    return {table for table in tables if table.startswith(LOGS)}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("statement", ["_QUICK", "_SLOW", "_ALERTS", "_BREAKERS"])
+def test_no_figure_reads_a_log(statement: str):
+    RequestLogFactory()
+    planned, scanned = _read_by(getattr(readings, statement))
+    assert planned
+    assert (_of_logs(planned), _of_logs(scanned)) == (set(), set())
+    planned, scanned = _read_by("SELECT count(*) FROM request_logs")
+    assert _of_logs(planned)
+    assert _of_logs(scanned)
+
+
+def test_what_is_read_slowly_are_metrics():
+    assert set(SLOW) < METRICS.keys()
 
 
 @pytest.fixture
@@ -379,15 +446,15 @@ def test_readings_that_are_under_way_end_with_the_plane(
     async def life() -> None:
         plane = DataPlane()
         await plane.start()
-        readings = plane.metrics._readings
-        found = await readings.get()
-        task = readings._slow._task
+        figures = plane.metrics._readings
+        found = await figures.get()
+        task = figures._slow._task
         assert found is not None
         assert task is not None
         assert not task.done()
         await plane.stop()
         assert task.cancelled()
-        await readings.get()  # of a scrape that comes in too late
+        await figures.get()  # of a scrape that comes in too late
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(life())
