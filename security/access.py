@@ -103,7 +103,8 @@ def refuse_watching(caller: Caller) -> Refusal | None:
     if not has_scope(caller.scopes, "metrics"):
         return Refusal(
             Reason.SCOPE_MISSING,
-            "The API key lacks the scope 'metrics'. Use a key that has it.",
+            "The API key lacks the scope 'metrics'. Use a key that has it: "
+            "create_api_key NAME --scope metrics.",
         )
     if caller.tenant_id is None:
         return None
@@ -111,8 +112,8 @@ def refuse_watching(caller: Caller) -> Refusal | None:
     if caller.tenant_status != "active" or not runs_gateway:
         return Refusal(
             Reason.SCOPE_MISSING,
-            "This is about the whole gateway, so it is for operators: use a key of the tenant "
-            "that runs the gateway, or of no tenant.",
+            "This is about the whole gateway, so it is for operators: use a key with the scope "
+            "'metrics' of the tenant that runs the gateway, or of no tenant.",
         )
     return None
 

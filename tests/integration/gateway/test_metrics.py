@@ -8,11 +8,13 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import psycopg
 import pytest
+from django.core.management import call_command
 from django.db import connection
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
@@ -87,9 +89,23 @@ def test_keys_of_operators_with_the_scope_may_read(gateway_url: str, settings: A
         answer = scrape(gateway_url, EnhancedAPIKeyFactory(tenant=owner, scopes=scopes).text)
         assert answer.status_code == (200 if may else 403), (tenant, scopes)
         assert may or answer.json()["reason"] == "scope_missing"
+        assert may or "scope 'metrics'" in answer.json()["detail"]
     settings.GATEWAY_METRICS_OPEN = True
     empty = scrape(gateway_url, method="HEAD")
     assert (empty.status_code, empty.text) == (200, "")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/metrics.md"])
+def test_the_command_that_is_written_down_makes_a_key_that_may_read(
+    page: str, gateway_url: str, capsys: pytest.CaptureFixture[str]
+):
+    call_command("init_db")
+    text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
+    found = re.search(r"create_api_key (prometheus [-a-z ]*[a-z])", text)
+    assert found
+    capsys.readouterr()
+    call_command("create_api_key", *found[1].split())
+    assert scrape(gateway_url, capsys.readouterr().out.strip()).status_code == 200
 
 
 def test_others_are_told_what_is_missing(gateway_url: str, operator_key: str):
