@@ -71,6 +71,7 @@ from registry.admin_base import (
 )
 from registry.admin_filters import OneOfFilter, TimeWindowFilter, TypedFilter, refused
 from registry.audit import Actor
+from registry.figures import counted
 from registry.models import MCPServer, Tenant
 
 
@@ -1010,7 +1011,7 @@ class ScheduledTaskAdmin(NotedMixin, ReadOnlyMixin, OperatorAdmin):
 
     @display(description="dealt with", ordering="last_count")
     def dealt_with(self, task: ScheduledTask) -> str:
-        return NOTHING if task.last_count is None else f"{task.last_count:,} {task.unit}"
+        return NOTHING if task.last_count is None else counted(task.last_count, task.unit)
 
 
 # ---------------------------------------------------------------- materialised views

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.template.defaultfilters import filesizeformat
 
-__all__ = ["NOTHING", "byte_size", "duration", "number", "percentage"]
+__all__ = ["NOTHING", "byte_size", "counted", "duration", "number", "percentage"]
 
 NOTHING = "–"
 # Name, length and the first duration that is told in the next unit; all in milliseconds.
@@ -20,6 +20,11 @@ _UNITS = (
 def number(value: float) -> str:
     """0.363636 → '0.364', 12.34 → '12.3', 12345.6 → '12,346'."""
     return f"{value:.3g}" if abs(value) < 99.95 else f"{value:,.0f}"
+
+
+def counted(count: int, many: str) -> str:
+    """(1, 'rows') → '1 row', (1234, 'rows') → '1,234 rows'; for plurals that add an s alone."""
+    return f"{count:,} {many.removesuffix('s') if count == 1 else many}"
 
 
 def duration(milliseconds: float | None) -> str:

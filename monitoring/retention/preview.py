@@ -12,6 +12,7 @@ from psycopg import errors, sql
 
 from monitoring.retention.target import Policy, Target, target_of
 from registry.db.partitions import PartitionsError, plan_expired, read_partitions
+from registry.figures import counted
 
 __all__ = ["MOST_COUNTED", "Preview", "preview"]
 
@@ -52,9 +53,11 @@ class Preview:
     is_archived: bool = False
 
     def __str__(self) -> str:
-        rows = f"{'about ' if self.is_estimate else ''}{self.rows:,} rows"
+        rows = f"{'about ' if self.is_estimate else ''}{counted(self.rows, 'rows')}"
         size = filesizeformat(self.size_bytes).replace("\xa0", " ")
-        whole = "" if self.partitions is None else f" in {self.partitions} whole partitions"
+        whole = (
+            "" if self.partitions is None else f" in {counted(self.partitions, 'whole partitions')}"
+        )
         return (
             f"{rows}{whole} (about {size}) of {self.table},"
             f" where {self.column} is before {self.before:%Y-%m-%d %H:%M} UTC"

@@ -5,6 +5,7 @@ from django.utils.timezone import now
 
 from gateway.jobs import PERIODIC, this_process
 from monitoring.schedule import TaskBusy, task_run_now, tasks_sync
+from registry.figures import counted
 from registry.periodic import PeriodicTask
 
 
@@ -28,11 +29,11 @@ class Command(BaseCommand):
         tasks_sync(PERIODIC.values(), at=now())
         failed = [each.name for each in chosen if not self._run(each, is_only=task is not None)]
         if failed:
-            raise CommandError(f"{len(failed)} task(s) failed: {', '.join(failed)}.")
+            raise CommandError(f"{counted(len(failed), 'tasks')} failed: {', '.join(failed)}.")
 
     def _tell(self, tasks: list[PeriodicTask]) -> None:
         for task in tasks:
-            due = f"{task.due(now())} {task.unit}" if task.due else "always"
+            due = counted(task.due(now()), task.unit) if task.due else "always"
             self.stdout.write(f"{task.name}: {due} due. {task.does}")
             for line in task.preview(now()) if task.preview else ():
                 self.stdout.write(f"  {line}")
@@ -49,5 +50,5 @@ class Command(BaseCommand):
             self.stderr.write(f"{task.name}: failed: {error}")
             return False
         else:
-            self.stdout.write(f"{task.name}: {done} {task.unit} done.")
+            self.stdout.write(f"{task.name}: {counted(done, task.unit)} done.")
         return True

@@ -7,6 +7,7 @@ from gateway.console import progress
 from gateway.defaults import defaults_ensure
 from gateway.seed import Seeded, foreign_rows, seed, seed_remove
 from monitoring.audit import Actor
+from registry.figures import counted
 
 
 class Command(BaseCommand):
@@ -38,7 +39,7 @@ class Command(BaseCommand):
         _in_range("--days", days, 1, 3650)
         defaults_ensure(actor=Actor(service_name="seed"))
         if reset:
-            self.stdout.write(f"Removed {seed_remove():,} seeded rows.")
+            self.stdout.write(f"Removed {counted(seed_remove(), 'seeded rows')}.")
         self._warn()
         with progress(self.stdout, "Calls", total=requests) as told:
             done = seed(servers=servers, requests=requests, days=days, at=now(), told=told)
@@ -54,12 +55,14 @@ class Command(BaseCommand):
             )
 
     def _tell(self, done: Seeded) -> None:
-        self.stdout.write(f"Added {done.servers} server(s) and {done.requests:,} call(s).")
-        if done.requests_before:
-            self.stdout.write(
-                f"{done.requests_before:,} seeded calls were there already; "
-                "--reset replaces them by new ones."
-            )
+        before = counted(done.requests_before, "seeded calls")
+        if added := _added(done):
+            self.stdout.write(f"Added {added}.")
+            if done.requests_before:
+                self.stdout.write(f"There already: {before}; --reset makes new ones.")
+        else:
+            history = f", with {before}" if done.requests_before else ""
+            self.stdout.write(f"Everything is there already{history}; --reset makes it anew.")
         self.stdout.write(self.style.SUCCESS("Development data is in place."))
 
     def _tell_secrets(self, done: Seeded) -> None:
@@ -67,6 +70,14 @@ class Command(BaseCommand):
             self.stdout.write(f"Admin login, shown once: admin / {done.admin_password}")
         for name, text in done.keys.items():
             self.stdout.write(f"API key, shown once: {name}: {text}")
+
+
+def _added(done: Seeded) -> str:
+    """'12 servers, 3 API keys and 1 call'; empty when all of it was there."""
+    made = {"servers": done.servers, "API keys": len(done.keys), "calls": done.requests}
+    parts = ["the user admin"] if done.admin_password else []
+    parts += [counted(count, many) for many, count in made.items() if count]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
 
 
 def _in_range(flag: str, value: int, least: int, most: int) -> None:

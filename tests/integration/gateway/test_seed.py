@@ -1,5 +1,6 @@
 """Development data: real-looking, never doubled, removable without a trace."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -132,15 +133,22 @@ def test_the_command_tells_and_warns(tenant, capsys):
     RequestLogFactory()
     call_command("seed_dev_data", "--servers", "2", "--requests", "50", "--days", "1")
     captured = capsys.readouterr()
-    assert "Added 3 server(s) and 50 call(s)." in captured.out
+    assert re.search(
+        r"^Added .*, 3 servers, \d API keys and 50 calls\.$", captured.out, re.MULTILINE
+    )
     assert "API key, shown once: Coding agent (development): mcpgw_" in captured.out
     assert "calls that seeding did not make" in captured.err
-    call_command("seed_dev_data")
-    assert "50 seeded calls were there already" in capsys.readouterr().out
+    call_command("seed_dev_data", "--servers", "3")
+    again = capsys.readouterr().out
+    assert again.startswith("Added 1 server.\nThere already: 50 seeded calls; --reset makes")
+    call_command("seed_dev_data", "--servers", "3")
+    again = capsys.readouterr().out
+    assert "Added" not in again
+    assert "Everything is there already, with 50 seeded calls; --reset makes it anew." in again
     # The days of before: their partitions are there, and a transaction that has rows of a log
     # analysed, as this test's has now, keeps others from being made.
     call_command("seed_dev_data", "--reset", "--requests", "60", "--days", "1")
-    assert "and 60 call(s)" in capsys.readouterr().out
+    assert "and 60 calls" in capsys.readouterr().out
     assert RequestLog.objects.count() == 61
 
 

@@ -470,4 +470,4 @@ def test_a_preview_of_a_partitioned_table_counts_whole_partitions():
         (size,) = cursor.fetchone()
     told = preview(policy_of_sessions(), at=AT)
     assert (told.partitions, told.rows, told.size_bytes) == (1, 2, size)
-    assert "in 1 whole partitions" in str(told)
+    assert "in 1 whole partition (" in str(told)
