@@ -499,7 +499,8 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
     @property
     def condition(self) -> str:
         """The rule in words, such as 'error_rate > 5 %'."""
-        limit = written(self.threshold_value, metric_of(self.metric_name).unit, is_named=True)
+        unit = metric_of(self.metric_name).unit
+        limit = written(self.threshold_value, unit, is_named=True, in_full=True)
         return f"{self.metric_name} {self.comparison_operator} {limit}"
 
     @property

@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString
 from gateway.dashboard.metrics import Measured
 from gateway.dashboard.tables import Table, chip, link
 from monitoring import queries
-from registry.admin_base import NOTHING, byte_size, duration
+from registry.admin_base import NOTHING, byte_size, duration, percentage
 
 __all__ = ["database_tables"]
 
@@ -48,7 +48,7 @@ def _tables() -> Table:
 def _growth(percent: float | None) -> str | SafeString:
     if percent is None:
         return NOTHING
-    words = f"{percent:+.3g} %"
+    words = f"{'+' if percent > 0 else ''}{percentage(percent / 100)}"
     return chip(words, "warning") if percent > 20 else words
 
 

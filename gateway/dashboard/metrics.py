@@ -65,7 +65,7 @@ class Measured:
 
     @property
     def limit(self) -> str:
-        return written(self.threshold, self.unit, is_named=True)
+        return written(self.threshold, self.unit, is_named=True, in_full=True)
 
     @property
     def url(self) -> str:

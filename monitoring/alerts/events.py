@@ -72,7 +72,7 @@ _WORDS = {
 
 def _message(alert: PerformanceAlert, kind: AlertEventKind, reading: Reading) -> str:
     unit = metric_of(alert.metric_name).unit
-    threshold = written(alert.threshold_value, unit, is_named=True)
+    threshold = written(alert.threshold_value, unit, is_named=True, in_full=True)
     limit = f"the rule is {alert.comparison_operator} {threshold}"
     if reading.value is None or reading.why:
         return f"{alert.name} {_WORDS[kind]}: {reading.why or 'no value was read'}; {limit}."

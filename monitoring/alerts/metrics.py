@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from itertools import groupby
 
 from monitoring.alerts.rules import Rule
+from registry.figures import number
 
 __all__ = [
     "LEAST_CALLS",
@@ -129,9 +130,8 @@ def rule_faults(name: str, rule: Rule, *, of_server: bool) -> dict[str, str]:
             f"or watch {_either(known)}."
         )
     if not rule.can_hold(metric.lowest, metric.highest):
-        faults["threshold_value"] = (
-            f"{name} {_range(metric)}, so {rule.operator} {rule.threshold:g} never holds."
-        )
+        condition = f"{rule.operator} {number(rule.threshold, in_full=True)}"
+        faults["threshold_value"] = f"{name} {_range(metric)}, so {condition} never holds."
     return faults
 
 

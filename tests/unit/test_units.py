@@ -25,11 +25,49 @@ from monitoring.alerts.units import written
         (1500, "ms", "1.5 s"),
         (5 * 1024**3, "bytes", "5.0 GB"),
         (3, "", "3"),
+        (0.9996, "ratio", "99.96 %"),
+        (0.99999999, "ratio", "99.99 %"),
+        (99.97, "percent", "99.97 %"),
+        (99.94, "percent", "99.9 %"),
+        (100.04, "percent", "100 %"),
+        (0.0000004, "ratio", "0.00004 %"),
+        (0.0, "ratio", "0 %"),
+        (-12.34, "percent", "-12.3 %"),
+        (0.00001, "requests/min", "0.00001 requests/min"),
         (None, "rows", "–"),
     ],
 )
 def test_a_value_is_told_with_its_unit(value: float | None, unit: str, words: str) -> None:
     assert written(value, unit) == words
+
+
+@pytest.mark.parametrize(
+    ("threshold", "unit", "words"),
+    [
+        (85.5, "percent", "85.5 %"),
+        (85.555, "percent", "85.555 %"),
+        (99.97, "percent", "99.97 %"),
+        (0.05, "ratio", "5 %"),
+        (0.07, "ratio", "7 %"),
+        (0.98765, "ratio", "98.765 %"),
+        (0.999999, "ratio", "99.9999 %"),
+        (0.05, "requests/min", "0.05 requests/min"),
+        (1234.5, "requests/min", "1,234.5 requests/min"),
+        (1000000, "rows", "1,000,000 rows"),
+        (1e-7, "calls", "0.0000001 calls"),
+        (1234, "ms", "1.234 s"),
+        (1234.5, "ms", "1,234.5 ms"),
+        (0.0625, "ms", "0.0625 ms"),
+        (300, "s", "5 min"),
+        (301, "s", "301 s"),
+        (90000, "s", "25 h"),
+        (5 * 1024**3, "bytes", "5.0 GB"),
+        (5 * 1024**3 + 1, "bytes", "5,368,709,121 bytes"),
+        (None, "ratio", "–"),
+    ],
+)
+def test_a_threshold_is_told_in_full(threshold: float | None, unit: str, words: str) -> None:
+    assert written(threshold, unit, in_full=True) == words
 
 
 def test_beside_the_name_of_the_metric_what_is_counted_goes_without_saying() -> None:
