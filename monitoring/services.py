@@ -23,7 +23,7 @@ from monitoring.alerts.channels import (
     check_channels,
     secrets_split,
 )
-from monitoring.alerts.events import event_record
+from monitoring.alerts.events import AN_OPERATOR, event_record
 from monitoring.alerts.figures import Reading
 from monitoring.alerts.metrics import unknown
 from monitoring.audit import Actor, audit_write
@@ -106,7 +106,8 @@ def alert_acknowledge(
     """Say that somebody looks after an alert that fires; False when there is nothing to say.
 
     `user_id` is None for a key that belongs to nobody, `key` names the key in words. An
-    acknowledgement holds for one firing: one that is older than the firing counts as none.
+    acknowledgement holds for one firing: one that is older than the firing counts as none. The
+    event of a tenant's alert does not name an operator; the alert and the audit log do.
     """
     unanswered = Q(acknowledged_at=None) | Q(acknowledged_at__lt=F("first_triggered"))
     firing = PerformanceAlert.objects.filter(unanswered, pk=alert.pk, is_triggered=True)
@@ -117,7 +118,8 @@ def alert_acknowledge(
         actor=actor, action="alert.acknowledge", resource=alert, details={"name": alert.name}
     )
     alert.refresh_from_db()
-    reading = Reading(alert.last_value, why=f"{alert.acknowledger} looks after it")
+    who = AN_OPERATOR if _is_of_others(alert, actor) else alert.acknowledger
+    reading = Reading(alert.last_value, why=f"{who} looks after it")
     event_record(alert=alert, kind=AlertEventKind.ACKNOWLEDGED, reading=reading, at=at)
     return True
 
@@ -245,6 +247,12 @@ def _switch_off(alert: PerformanceAlert, *, at: datetime) -> None:
         alert.is_triggered = False
         reading = Reading(None, why="it was switched off")
         event_record(alert=alert, kind=AlertEventKind.RESOLVED, reading=reading, at=at)
+
+
+def _is_of_others(alert: PerformanceAlert, actor: Actor) -> bool:
+    """Whether a tenant reads of the alert to which the actor does not belong."""
+    owner = alert.server.tenant_id if alert.server else None
+    return owner is not None and owner != actor.tenant_id
 
 
 def _check_metric(alert: PerformanceAlert) -> None:

@@ -16,10 +16,11 @@ from monitoring.models import AlertEvent, AlertEventKind, PerformanceAlert, Stat
 from registry.models import MCPServer
 from registry.periodic import task_defer
 
-__all__ = ["NOTIFY", "event_record", "server_subject"]
+__all__ = ["AN_OPERATOR", "NOTIFY", "event_record", "server_subject"]
 
 NOTIFY = "alert_notify"  # the task that brings one event to one channel, see alerts.deliver
 LONGEST_STATEMENT = 1000
+AN_OPERATOR = "an operator"  # what tenants are told instead of a name
 
 
 @transaction.atomic

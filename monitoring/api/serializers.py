@@ -9,6 +9,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from monitoring.alerts.channels import channel_public, check_channels
+from monitoring.alerts.events import AN_OPERATOR
 from monitoring.alerts.history import Preview
 from monitoring.alerts.metrics import METRICS
 from monitoring.models import (
@@ -46,6 +47,9 @@ __all__ = [
     "SlowStatementSerializer",
     "TenantUsageSerializer",
 ]
+
+
+FOREIGN_KEY = f"{AN_OPERATOR}'s API key, or one that is gone"
 
 
 @extend_schema_field({"type": "array", "items": {"type": "object"}})
@@ -108,6 +112,17 @@ class PerformanceAlertSerializer(serializers.ModelSerializer[PerformanceAlert]):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         refuse_changes(self, "server")
         return attrs
+
+    def to_representation(self, alert: PerformanceAlert) -> dict[str, Any]:
+        """Who of others than the caller's tenant looks after it is not for the tenant to know."""
+        shown: dict[str, Any] = super().to_representation(alert)
+        if caller_of(self.context["request"]).runs_gateway:
+            return shown
+        if shown["acknowledged_by"] and not alert.by_own_user:  # type: ignore[attr-defined]
+            return shown | {"acknowledged_by": None, "acknowledged_with": AN_OPERATOR}
+        if shown["acknowledged_with"] and not alert.by_own_key:  # type: ignore[attr-defined]
+            return shown | {"acknowledged_with": FOREIGN_KEY}
+        return shown
 
 
 class DeliverySerializer(serializers.Serializer[Any]):

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 from uuid import UUID
 
-from django.db.models import QuerySet
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.db.models import Exists, Func, OuterRef, QuerySet, TextField, Value
+from django.db.models.functions import Cast
 from django.utils.timezone import now
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -59,7 +62,7 @@ from monitoring.querysets import AUDIT_INDEXED, REQUESTS_INDEXED, Window, within
 from monitoring.retention.preview import preview
 from monitoring.schedule import task_run_soon, task_update
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
-from registry.api.callers import actor_of, caller_of
+from registry.api.callers import Caller, actor_of, caller_of
 from registry.api.errors import Conflict
 from registry.api.filters import refuse_unknown
 from registry.api.pagination import Keyset, NewestFirst
@@ -113,6 +116,19 @@ class YAMLRenderer(JSONRenderer):
         return super().render(data, "application/json", renderer_context)
 
 
+def _with_acknowledgers(
+    rows: QuerySet[PerformanceAlert], caller: Caller
+) -> QuerySet[PerformanceAlert]:
+    """With `by_own_user` and `by_own_key`: whether the caller's tenant acknowledged it."""
+    users, keys = get_user_model(), apps.get_model("security.EnhancedAPIKey")
+    prefix = Func("acknowledged_with", Value(r"\(([^()]*)\)$"), function="substring")
+    own = {"tenant_id": caller.tenant_id}
+    return rows.alias(prefix=Cast(prefix, TextField())).annotate(
+        by_own_user=Exists(users.objects.filter(**own, pk=OuterRef("acknowledged_by_id"))),
+        by_own_key=Exists(keys.objects.filter(**own, key_prefix=OuterRef("prefix"))),
+    )
+
+
 class Alerts(ScopedViewSet[PerformanceAlert]):
     """Alerts on the caller's own servers; those on all servers are the operators'."""
 
@@ -123,7 +139,8 @@ class Alerts(ScopedViewSet[PerformanceAlert]):
     server_field = "server"
 
     def rows(self) -> QuerySet[PerformanceAlert]:
-        return PerformanceAlert.objects.all()
+        rows = PerformanceAlert.objects.all()
+        return rows if self.caller.runs_gateway else _with_acknowledgers(rows, self.caller)
 
     def of_tenant(self, rows: QuerySet[PerformanceAlert]) -> QuerySet[PerformanceAlert]:
         own = super().of_tenant(rows)

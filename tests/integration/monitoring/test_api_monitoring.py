@@ -329,6 +329,51 @@ def test_a_key_that_acknowledges_is_named(operator, admin_client):
     assert (str(alert.acknowledged_by), alert.acknowledged_with) == ("admin", "")
 
 
+def fires(alert) -> None:
+    PerformanceAlert.objects.filter(pk=alert.pk).update(
+        is_triggered=True, first_triggered=now(), acknowledged_at=None
+    )
+
+
+@pytest.mark.parametrize("has_user", [True, False])
+def test_who_of_the_operators_acknowledged_is_told_to_operators_only(has_user):
+    tenant = TenantFactory()
+    alert = PerformanceAlertFactory(server=MCPServerFactory(tenant=tenant))
+    person = UserFactory(tenant=None, is_staff=True) if has_user else None
+    operator, theirs = client_of(None, user=person, name="rota of Eve"), client_of(tenant)
+    path = f"{ALERTS}/{alert.pk}"
+    fires(alert)
+    told = operator.post(f"{path}/acknowledge").json()
+    assert told["acknowledged_by"] == (str(person.pk) if person else None)
+    assert told["acknowledged_with"].startswith("API key rota of Eve (")
+    assert operator.get(path).json()["acknowledged_with"] == told["acknowledged_with"]
+    changed = theirs.patch(path, {"description": "Seen."}, format="json").json()
+    for seen in (theirs.get(path).json(), theirs.get(ALERTS).json()["results"][0], changed):
+        assert seen["acknowledged_by"] is None
+        assert seen["acknowledged_with"].startswith("an operator")
+        assert seen["acknowledged_at"] == told["acknowledged_at"]
+    [event] = theirs.get(EVENTS, {"alert": str(alert.pk)}).json()["results"]
+    assert "acknowledged: an operator looks after it;" in event["message"]
+    for answer in (theirs.get(path), theirs.get(ALERTS), theirs.get(EVENTS)):
+        assert "Eve" not in answer.text
+        assert operator.key.key_prefix not in answer.text
+
+
+@pytest.mark.parametrize("has_user", [True, False])
+def test_a_tenants_own_people_and_keys_are_named_to_it(has_user):
+    tenant = TenantFactory()
+    alert = PerformanceAlertFactory(server=MCPServerFactory(tenant=tenant))
+    person = UserFactory(tenant=tenant) if has_user else None
+    fires(alert)
+    mine = client_of(tenant, user=person, name="rota (nights)")
+    told = mine.post(f"{ALERTS}/{alert.pk}/acknowledge").json()
+    assert told["acknowledged_by"] == (str(person.pk) if person else None)
+    assert told["acknowledged_with"] == f"API key rota (nights) ({mine.key.key_prefix})"
+    colleague = client_of(tenant).get(f"{ALERTS}/{alert.pk}").json()
+    assert colleague["acknowledged_with"] == told["acknowledged_with"]
+    assert told["acknowledged_with"] in AlertEvent.objects.get().message
+
+
 HOOK = {"type": "webhook", "url": "https://8.8.8.8/alerts", "secret": "secret-4711"}
 
 
