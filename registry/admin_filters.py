@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from django.contrib import messages
@@ -73,7 +73,11 @@ class TypedFilter(TextFilter):  # type: ignore[misc]
 
 
 class TimeWindowFilter(OneOfFilter):
-    """Which stretch of a log is read; never all of it, so that old partitions stay closed."""
+    """Which stretch of a log is read; never all of it, so that old partitions stay closed.
+
+    ?window= is a number of hours, or the time since when: what a count links to begins where the
+    count does, however late somebody follows the link.
+    """
 
     title = "time"
     parameter_name = "window"
@@ -81,13 +85,21 @@ class TimeWindowFilter(OneOfFilter):
     field: ClassVar[str]
     AHEAD = timedelta(hours=1)  # clocks differ; without an end all later partitions are read
     HOURS: ClassVar[dict[str, int]] = {"1": 1, "24": 24, "168": 7 * 24, "720": 30 * 24}
+    LONGEST = timedelta(hours=max(HOURS.values()))
 
     @classmethod
     def over(cls, field: str) -> type[TimeWindowFilter]:
         return type("TimeWindowFilter", (cls,), {"field": field})
 
+    @classmethod
+    def beginning(cls, since: datetime) -> str:
+        """The value for all rows since a full minute."""
+        return f"{since.astimezone(UTC):%Y-%m-%dT%H:%MZ}"
+
     def lookups(self, *_: Any) -> list[tuple[str, str]]:
+        since = self._since(self.value(), at=now())
         return [
+            *([(self.value(), f"Since {since:%Y-%m-%d %H:%M} UTC")] if since else []),
             ("24", "Last 24 hours"),
             ("1", "Last hour"),
             ("168", "Last 7 days"),
@@ -99,5 +111,14 @@ class TimeWindowFilter(OneOfFilter):
 
     def chosen(self, rows: QuerySet[Any], choice: str) -> QuerySet[Any]:
         at = now()
-        since, until = at - timedelta(hours=self.HOURS[choice]), at + self.AHEAD
+        since, until = self._since(choice, at=at), at + self.AHEAD
+        since = since or at - timedelta(hours=self.HOURS[choice])
         return rows.filter(**{f"{self.field}__gte": since, f"{self.field}__lt": until})
+
+    def _since(self, choice: str, *, at: datetime) -> datetime | None:
+        """The time that was asked for, where it is one of the last 30 days."""
+        try:
+            since = datetime.fromisoformat(choice).astimezone(UTC)
+        except (ValueError, OverflowError):
+            return None
+        return since if at - self.LONGEST <= since <= at else None

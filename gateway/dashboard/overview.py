@@ -23,11 +23,13 @@ from gateway.models import BreakerState, CircuitBreaker
 from monitoring import queries
 from monitoring.models import PerformanceAlert, Severity
 from registry.admin_base import NOTHING, duration, percentage
+from registry.admin_filters import TimeWindowFilter
 from registry.models import HealthStatus, MCPServer
 
 __all__ = ["overview"]
 
 TOP = 8
+MOST_BREAKERS = 50
 HEALTH_STATUS = {
     HealthStatus.UNHEALTHY: "critical",
     HealthStatus.DEGRADED: "warning",
@@ -56,16 +58,19 @@ def overview(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     series = queries.traffic_series(since=since, until=at, step=window.step)
     holding = _holding()
     alerts = [alert for alert in holding if alert.is_triggered]
+    out_of_bounds = [*late_problems(tasks, at), *problems(figures)]
+    cards = [
+        _servers_card(_health()),
+        _breakers_card(breakers),
+        _requests_card(window, series, at),
+        _alerts_card(alerts, holding[len(alerts) :]),
+    ]
     return {
         **live,
         "windows": WINDOWS,
-        "problems": [*late_problems(tasks, at), *problems(figures)],
-        "cards": [
-            _servers_card(_health()),
-            _breakers_card(breakers),
-            _requests_card(window, series, at),
-            _alerts_card(alerts, holding[len(alerts) :]),
-        ],
+        "problems": out_of_bounds,
+        "cards": cards,
+        "needs_a_look": bool(out_of_bounds) or any(card.is_alarm for card in cards),
         "alerts": alerts[:TOP],
         "may_acknowledge": request.user.has_perm("monitoring.change_performancealert"),
         "charts": [traffic_chart(series, window), latency_chart(series, window)],
@@ -117,25 +122,32 @@ def _servers_card(counts: dict[str, int]) -> Card:
 
 
 def _breakers_card(breakers: Sequence[CircuitBreaker]) -> Card:
+    """Of what `_breakers` found."""
     shut = [breaker for breaker in breakers if breaker.state == BreakerState.OPEN]
+    tried = len(breakers) - len(shut)
+    notes = [
+        *(["tried again after their time-outs"] if shut else []),
+        *([f"{tried} half-open: one trial call at a time is let through"] if tried else []),
+    ]
     return Card(
         title="Open breakers",
-        value=f"{len(shut)}{'+' if len(breakers) > TOP else ''}",
-        note="tried again after their time-outs" if shut else "every server may be called",
+        value=f"{len(shut)}{'+' if len(breakers) == MOST_BREAKERS else ''}",
+        note="; ".join(notes) or "every server may be called",
         url=_list("gateway_circuitbreaker", state__exact=BreakerState.OPEN),
         is_alarm=bool(shut),
     )
 
 
 def _requests_card(window: Window, series: Sequence[dict[str, Any]], at: datetime) -> Card:
+    since = window.since(at)
     total = sum(row["requests"] for row in series)
-    slow = duration(queries.request_figures(since=window.since(at), until=at)["p95_ms"])
+    slow = duration(queries.request_figures(since=since, until=at)["p95_ms"])
     note = f"{percentage(failed_share(series))} failed, 95 % within {slow}"
     return Card(
-        title=f"Calls since {_hour(window.since(at))}",
+        title=f"Calls since {window.written(since)}",
         value=f"{total:,}",
         note=note if total else "none came in",
-        url=_list("monitoring_requestlogentry", window=window.value),
+        url=_list("monitoring_requestlogentry", window=TimeWindowFilter.beginning(since)),
     )
 
 
@@ -177,7 +189,7 @@ def _some(names: Sequence[str]) -> str:
 def _tools(window: Window, at: datetime) -> Table:
     since = window.whole_hours(at)
     rows = queries.top_tools(since=since, limit=TOP)
-    log = {"window": window.value}
+    log = {"window": TimeWindowFilter.beginning(since)}
     return Table(
         title="Most called tools",
         heads=("tool", "server", "calls", "failed", "average"),
@@ -196,7 +208,7 @@ def _tools(window: Window, at: datetime) -> Table:
             for row in rows
         ],
         empty="No tool was called.",
-        note=f"Calls of tools since {_hour(since)}.",
+        note=f"Calls of tools since {window.written(since)}.",
         more=_list("registry_servertool"),
     )
 
@@ -204,7 +216,7 @@ def _tools(window: Window, at: datetime) -> Table:
 def _tenants(window: Window, at: datetime) -> Table:
     since = window.whole_hours(at)
     rows = queries.top_tenants(since=since, until=at, limit=TOP)
-    log = {"window": window.value}
+    log = {"window": TimeWindowFilter.beginning(since)}
     return Table(
         title="Busiest tenants",
         heads=("tenant", "calls", "failed", "average"),
@@ -222,13 +234,9 @@ def _tenants(window: Window, at: datetime) -> Table:
             for row in rows
         ],
         empty="No tenant called.",
-        note=f"Calls of tenants since {_hour(since)}; strangers and operators have none.",
+        note=f"Calls of tenants since {window.written(since)}; strangers and operators have none.",
         more=_list("registry_tenant"),
     )
-
-
-def _hour(moment: datetime) -> str:
-    return f"{moment:%a %H:%M} UTC"
 
 
 def _server(server_id: UUID, slug: str | None) -> str:
@@ -283,7 +291,8 @@ def _servers() -> Table:
 def _breakers() -> list[CircuitBreaker]:
     """Those that let not every call through; few, so a scan of the small table finds them."""
     troubled = CircuitBreaker.objects.exclude(state=BreakerState.CLOSED).select_related("server")
-    return list(troubled.defer("server__credentials").order_by(F("last_state_change").desc())[:50])
+    newest_first = troubled.order_by(F("last_state_change").desc())
+    return list(newest_first.defer("server__credentials")[:MOST_BREAKERS])
 
 
 def _breakers_table(breakers: Sequence[CircuitBreaker]) -> Table:

@@ -20,6 +20,7 @@ class Window:
     hours: int
     title: str
     label: str  # how a step's beginning is written, for strftime
+    moment: str = "%a %H:%M"  # the same of the window's own
 
     @property
     def value(self) -> str:
@@ -32,10 +33,17 @@ class Window:
     def since(self, at: datetime) -> datetime:
         """From where on every figure of the page counts, so that they agree.
 
-        A full hour, as some figures are kept by the hour; of a single hour that would be too much.
+        A full hour, as some figures are kept by the hour, so "Last 24 hours" are the hour that goes
+        on and the 23 before it: never more than 24. Of a single hour that would be too much: those
+        are the five minutes that go on and the 55 before them. The lists that the figures link to
+        begin at the same moment, which their address names.
         """
         unit = HOUR if self.hours > 1 else self.step
         return begun(at, unit) - timedelta(hours=self.hours) + unit
+
+    def written(self, moment: datetime) -> str:
+        """A moment at which figures of this window begin, in words."""
+        return f"{moment:{self.moment}} UTC"
 
     def whole_hours(self, at: datetime) -> datetime:
         """The same for figures that are kept by the hour."""
@@ -45,7 +53,7 @@ class Window:
 WINDOWS = (
     Window(1, "Last hour", "%H:%M"),
     Window(24, "Last 24 hours", "%H:%M"),
-    Window(168, "Last 7 days", "%a %H:%M"),
+    Window(168, "Last 7 days", "%a %H:%M", "%Y-%m-%d %H:%M"),
 )
 USUAL = WINDOWS[1]
 

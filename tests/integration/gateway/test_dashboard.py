@@ -16,6 +16,7 @@ from django.urls import reverse
 from django.utils.timezone import now
 
 from gateway.dashboard.metrics import Measured, problems
+from gateway.dashboard.window import Window
 from gateway.defaults import defaults_ensure
 from gateway.models import BreakerState, CircuitBreaker
 from monitoring.models import (
@@ -73,6 +74,48 @@ def test_a_quiet_gateway_says_that_nothing_is_wrong(admin_client: Client) -> Non
     assert "No tool was called." in text
 
 
+@pytest.mark.parametrize(
+    ("health", "breaker", "alarms"),
+    [
+        (HealthStatus.HEALTHY, BreakerState.CLOSED, 0),
+        (HealthStatus.HEALTHY, BreakerState.HALF_OPEN, 0),
+        (HealthStatus.HEALTHY, BreakerState.OPEN, 1),
+        (HealthStatus.UNHEALTHY, BreakerState.CLOSED, 1),
+    ],
+)
+def test_the_verdict_agrees_with_the_cards_below_it(
+    health: str, breaker: str, alarms: int, admin_client: Client
+) -> None:
+    server = MCPServerFactory(health_status=health)
+    CircuitBreaker.objects.filter(server=server).update(state=breaker)
+    context = admin_client.get(reverse("admin:index")).context
+    assert sum(card.is_alarm for card in context["cards"]) == alarms
+    assert context["needs_a_look"] is bool(context["problems"] or alarms)
+    assert ("Something needs a look." in page(admin_client)) is context["needs_a_look"]
+
+
+@pytest.mark.parametrize(
+    ("states", "note"),
+    [
+        ([], "every server may be called"),
+        ([BreakerState.OPEN], "tried again after their time-outs"),
+        ([BreakerState.HALF_OPEN], "1 half-open: one trial call at a time is let through"),
+        (
+            [BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.HALF_OPEN],
+            "tried again after their time-outs; 2 half-open: one trial call at a time is let "
+            "through",
+        ),
+    ],
+)
+def test_a_half_open_breaker_lets_one_trial_call_through(
+    states: list[str], note: str, admin_client: Client
+) -> None:
+    for state in states:
+        CircuitBreaker.objects.filter(server=MCPServerFactory()).update(state=state)
+    cards = {card.title: card for card in admin_client.get(reverse("admin:index")).context["cards"]}
+    assert cards["Open breakers"].note == note
+
+
 def test_what_is_wrong_stands_at_the_top_with_a_way_to_its_rows(admin_client: Client) -> None:
     server = MCPServerFactory(health_status=HealthStatus.UNHEALTHY)
     CircuitBreaker.objects.filter(server=server).update(state=BreakerState.OPEN)
@@ -128,10 +171,7 @@ def test_charts_and_tables_show_the_window(window: str, inside: int, admin_clien
     failed = f"{100 * inside / (inside + 1):.3g} % failed"
     assert f"{inside + 2} calls, {failed}" in words(html), "a stranger's is not one of them"
     assert f"{failed}, 95 % within" in words(html), "on the card too"
-    hours = window if window != "nonsense" else "24"
-    assert f"window={hours}&amp;tenant_id={tenant.pk}&amp;outcome=bad" in html or (
-        f"tenant_id={tenant.pk}&amp;window={hours}" in html
-    )
+    assert re.search(rf"tenant_id={tenant.pk}&amp;outcome=bad&amp;window=20\d\d-", html)
     [charted] = re.findall(r'aria-label="Calls: [^"]*" data-type="bar" data-value="([^"]*)"', html)
     data = json.loads(charted.replace("&quot;", '"'))
     assert [sum(line["data"]) for line in data["datasets"]] == [inside + 2, inside, 1]
@@ -153,12 +193,39 @@ def test_every_count_of_the_overview_is_of_the_same_calls(
             tool_name="add",
         )
     rollups_compact()
-    text = words(page(admin_client, window=window))
-    assert f"Calls since {begin:%a %H:%M} UTC 3 0 % failed" in text
+    html = page(admin_client, window=window)
+    text = words(html)
+    since = f"{begin:%a %H:%M} UTC" if hours == 24 else f"{begin:%Y-%m-%d %H:%M} UTC"
+    assert f"Calls since {since} 3 0 % failed" in text
     assert "3 calls, 0 % failed" in text
-    assert f"Calls of tools since {begin:%a %H:%M} UTC. tool server calls" in text
+    assert f"Calls of tools since {since}. tool server calls" in text
     assert f"add {server.slug} 3 0 %" in text
     assert f"{server.tenant.slug} 3 0 %" in text
+
+
+@pytest.mark.parametrize("window", ["1", "24", "168"])
+def test_the_lists_that_the_overview_links_to_begin_where_its_counts_do(
+    window: str, admin_client: Client
+) -> None:
+    one_old_partition(days=8)
+    server, moment = MCPServerFactory(), timedelta(seconds=1)
+    begin = Window(int(window), "", "").since(now())
+    for at in (begin - moment, begin, begin + moment):
+        RequestLogFactory(
+            request_time=at,
+            tenant_id=server.tenant_id,
+            target_server_id=server.pk,
+            status_code=502,
+        )
+    rollups_compact()
+    html = page(admin_client, window=window)
+    log = reverse("admin:monitoring_requestlogentry_changelist")
+    [card] = re.findall(rf'<a href="({log}[^"]*)" class="gw-panel', html)
+    listed = admin_client.get(card.replace("&amp;", "&"))
+    assert len(listed.context["cl"].result_list) == 2
+    assert f"Since {begin:%Y-%m-%d %H:%M} UTC" in listed.text
+    # With another choice of the filter the beginning is gone.
+    assert len(admin_client.get(log, {"window": "720"}).context["cl"].result_list) == 3
 
 
 def test_the_overview_costs_few_queries_however_much_there_is(admin_client: Client) -> None:
