@@ -474,6 +474,7 @@ RULE_FIELDS = {
     "cooldown_minutes",
 }
 PREVIEW = "_preview"
+TELLS_NOBODY = "tells nobody"
 
 
 class MetricField(forms.ChoiceField):
@@ -517,6 +518,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         "condition",
         "value_now",
         "server",
+        "tells",
         "last_triggered",
         "trigger_count",
     )
@@ -584,6 +586,11 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[PerformanceAlert]:
         rows: QuerySet[PerformanceAlert] = super().get_queryset(request)
         return rows.select_related("server").defer("server__credentials")
+
+    def save_model(self, request: HttpRequest, obj: models.Model, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        for text in cast("PerformanceAlert", obj).remarks():
+            self.message_user(request, f"{obj}: {text}", messages.WARNING)
 
     def service_create(self, actor: Actor, fields: dict[str, Any]) -> PerformanceAlert:
         return services.alert_create(actor=actor, **fields)
@@ -689,6 +696,11 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     )
     def state(self, alert: PerformanceAlert) -> str:
         return alert.state
+
+    @display(description="tells", label={TELLS_NOBODY: "warning"})
+    def tells(self, alert: PerformanceAlert) -> str:
+        kinds = dict.fromkeys(str(one["type"]) for one in alert.notification_channels)
+        return TELLS_NOBODY if alert.tells_nobody else ", ".join(kinds)
 
     @display(description="value", ordering="last_value")
     def value_now(self, alert: PerformanceAlert) -> str:

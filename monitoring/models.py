@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from django.utils.timezone import now
 
 from monitoring.alerts.channels import check_channels
-from monitoring.alerts.metrics import metric_of, rule_faults
+from monitoring.alerts.metrics import metric_of, rule_faults, rule_remark
 from monitoring.alerts.rules import Rule
 from monitoring.alerts.units import written
 from monitoring.retention.tables import relation_of
@@ -495,6 +495,20 @@ class PerformanceAlert(UUIDModel, TimestampedModel):
         """Why its rule can never fire, by field; empty when it can."""
         of_server = self.server_id is not None
         return rule_faults(self.metric_name, self.rule(), of_server=of_server)
+
+    def remarks(self) -> list[str]:
+        """What somebody who saves it should know, in sentences; none of it is an error.
+
+        A rule that can never fire is refused when it is written, but there are older ones.
+        """
+        found = [*self.rule_faults().values(), rule_remark(self.metric_name, self.rule())]
+        if self.tells_nobody:
+            found.append("It tells nobody when it fires: it has no notification channel.")
+        return [text for text in found if text]
+
+    @property
+    def tells_nobody(self) -> bool:
+        return not self.notification_channels
 
     @property
     def condition(self) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "choices",
     "metric_of",
     "rule_faults",
+    "rule_remark",
     "unknown",
 ]
 
@@ -130,9 +131,20 @@ def rule_faults(name: str, rule: Rule, *, of_server: bool) -> dict[str, str]:
             f"or watch {_either(known)}."
         )
     if not rule.can_hold(metric.lowest, metric.highest):
-        condition = f"{rule.operator} {number(rule.threshold, in_full=True)}"
-        faults["threshold_value"] = f"{name} {_range(metric)}, so {condition} never holds."
+        faults["threshold_value"] = f"{name} {_range(metric)}, so {_condition(rule)} never holds."
     return faults
+
+
+def rule_remark(name: str, rule: Rule) -> str:
+    """What to say of a rule that fires whatever is measured; empty of any other."""
+    metric = METRICS.get(name)
+    if metric is None or not rule.always_holds(metric.lowest, metric.highest):
+        return ""
+    return f"{name} {_range(metric)}, so {_condition(rule)} always holds: it fires all the time."
+
+
+def _condition(rule: Rule) -> str:
+    return f"{rule.operator} {number(rule.threshold, in_full=True)}"
 
 
 def _range(metric: Metric) -> str:

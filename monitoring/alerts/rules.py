@@ -69,6 +69,10 @@ class Rule:
         nearest = min(max(self.threshold, lowest), highest)
         return any(map(self.holds, (lowest, nearest, highest)))
 
+    def always_holds(self, lowest: float, highest: float) -> bool:
+        """Whether every value between these, both included, fulfils the condition."""
+        return lowest < highest and self.holds(lowest) and self.holds(highest)
+
     def _clear_limit(self) -> float:
         margin = abs(self.threshold) * HYSTERESIS
         if self.operator in (">", ">="):

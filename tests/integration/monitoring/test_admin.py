@@ -578,6 +578,63 @@ def test_the_list_says_how_each_alert_stands(admin_client, fields, words):
     assert words in admin_client.get(page).text.lower()
 
 
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"notification_channels": '[{"type": "log"}]'}, None),
+        ({}, "Slow: It tells nobody when it fires: it has no notification channel."),
+        (
+            {"metric_name": "wraparound_percent", "comparison_operator": ">=",
+             "threshold_value": "0"},
+            "wraparound_percent lies between 0 and 100, so >= 0 always holds: it fires all the "
+            "time.",
+        ),
+        (
+            {"metric_name": "cache_hit_ratio", "comparison_operator": "<",
+             "threshold_value": "98.5"},
+            "so < 98.5 always holds",
+        ),
+        (
+            {"metric_name": "dead_rows", "threshold_value": "-0.5"},
+            "dead_rows is never below 0, so > -0.5 always holds",
+        ),
+    ],
+)  # fmt: skip
+def test_a_rule_that_cannot_be_meant_is_saved_with_a_warning(admin_client, rule, words):
+    add = reverse("admin:monitoring_performancealert_add")
+    answer = admin_client.post(add, ALERT | rule, follow=True)
+    assert PerformanceAlert.objects.get().name == "Slow"
+    told = [str(one) for one in answer.context["messages"] if one.level_tag == "warning"]
+    assert [words in text for text in told].count(True) == 1 if words else not told
+
+
+def test_a_rule_of_before_that_never_holds_is_warned_about(admin_client):
+    old = PerformanceAlertFactory(
+        name="Slow",
+        metric_name="error_rate",
+        threshold_value=5,
+        notification_channels=[{"type": "log"}],
+    )
+    page = reverse("admin:monitoring_performancealert_change", args=[old.pk])
+    form = ALERT | {
+        "metric_name": "error_rate",
+        "threshold_value": "5",
+        "description": "Old.",
+        "notification_channels": '[{"type": "log"}]',
+    }
+    answer = admin_client.post(page, form, follow=True)
+    assert "Slow: error_rate lies between 0 and 1, so &gt; 5 never holds." in answer.text
+
+
+def test_the_list_shows_whom_each_alert_tells(admin_client):
+    PerformanceAlertFactory(name="silent")
+    mail = {"type": "email", "to": ["ops@example.org"]}
+    PerformanceAlertFactory(name="told", notification_channels=[{"type": "log"}, mail])
+    page = admin_client.get(reverse("admin:monitoring_performancealert_changelist")).text
+    assert page.count("tells nobody") == 1
+    assert re.search(r">\s*log, email\s*<", page)
+
+
 def test_a_firing_alert_is_acknowledged(admin_client, admin_user):
     firing = PerformanceAlertFactory(is_triggered=True, first_triggered=now())
     quiet = PerformanceAlertFactory()
