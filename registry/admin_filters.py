@@ -112,7 +112,7 @@ class TimeWindowFilter(OneOfFilter):
     def chosen(self, rows: QuerySet[Any], choice: str) -> QuerySet[Any]:
         at = now()
         since, until = self._since(choice, at=at), at + self.AHEAD
-        since = since or at - timedelta(hours=self.HOURS[choice])
+        since = since or at - timedelta(hours=self.HOURS.get(choice, 720))
         return rows.filter(**{f"{self.field}__gte": since, f"{self.field}__lt": until})
 
     def _since(self, choice: str, *, at: datetime) -> datetime | None:
