@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from django.apps import apps
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db.models import Exists, Func, OuterRef, QuerySet, TextField, Value
 from django.db.models.functions import Cast
@@ -120,7 +121,7 @@ def _with_acknowledgers(
     rows: QuerySet[PerformanceAlert], caller: Caller
 ) -> QuerySet[PerformanceAlert]:
     """With `by_own_user` and `by_own_key`: whether the caller's tenant acknowledged it."""
-    users, keys = get_user_model(), apps.get_model("security.EnhancedAPIKey")
+    users, keys = get_user_model(), apps.get_model(settings.KEY_MODELS[0])
     prefix = Func("acknowledged_with", Value(r"\(([^()]*)\)$"), function="substring")
     own = {"tenant_id": caller.tenant_id}
     return rows.alias(prefix=Cast(prefix, TextField())).annotate(
