@@ -519,8 +519,7 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
         "value_now",
         "server",
         "tells",
-        "last_triggered",
-        "trigger_count",
+        "last_fired",
     )
     list_filter = (
         ("is_triggered", BooleanRadioFilter),
@@ -705,6 +704,11 @@ class PerformanceAlertAdmin(NotedMixin, ServiceAdmin):
     @display(description="value", ordering="last_value")
     def value_now(self, alert: PerformanceAlert) -> str:
         return alert.value_written
+
+    @display(description="last fired", ordering="last_triggered")
+    def last_fired(self, alert: PerformanceAlert) -> str:
+        moment = alert.last_triggered
+        return NOTHING if moment is None else f"{moment:%Y-%m-%d %H:%M}"
 
     @display(description="acknowledged by")
     def acknowledged(self, alert: PerformanceAlert) -> str:

@@ -40,9 +40,12 @@ class Table:
         return [(head, self._class(place)) for place, head in enumerate(self.heads)]
 
     @property
-    def cells(self) -> list[list[tuple[str, str]]]:
-        """(cell, class) by row."""
-        return [[(cell, self._class(place)) for place, cell in enumerate(row)] for row in self.rows]
+    def cells(self) -> list[list[tuple[str, str, str]]]:
+        """(cell, class, head) by row; a narrow screen shows the head beside the cell."""
+        return [
+            [(cell, self._class(place), self.heads[place]) for place, cell in enumerate(row)]
+            for row in self.rows
+        ]
 
     def _class(self, place: int) -> str:
         if place in self.numbers:

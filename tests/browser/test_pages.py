@@ -17,6 +17,7 @@ from monitoring.models import PerformanceAlert, StatementSnapshot, TaskOutcome
 from monitoring.rollups import rollups_compact
 from registry.models import HealthStatus
 from tests.factories import (
+    AlertEventFactory,
     MCPServerFactory,
     PerformanceAlertFactory,
     RequestLogFactory,
@@ -119,6 +120,71 @@ def test_the_pages_fit_a_phone(page: Any, live_server: Any) -> None:
     shot(page, "request-log-phone")
     rows = page.locator("#result_list .data-row")
     assert max(row.bounding_box()["height"] for row in rows.all()) < 100  # pixels: a few lines
+
+
+WIDTHS = """() => [
+    document.documentElement.scrollWidth - window.innerWidth,
+    ...[...document.querySelectorAll('*')]
+        .filter(one => ['auto', 'scroll'].includes(getComputedStyle(one).overflowX))
+        .map(one => one.scrollWidth - one.clientWidth)]"""
+
+
+def scrolled(page: Any) -> int:
+    """By how many pixels the page, or a part of it, is wider than what shows it."""
+    return max(page.evaluate(WIDTHS))
+
+
+@pytest.mark.usefixtures("busy_day")
+def test_long_words_of_alerts_and_tasks_scroll_nothing_sideways(
+    page: Any, live_server: Any
+) -> None:
+    word = "materialized_views_refresh_" * 8
+    server = MCPServerFactory(slug="a-server-whose-name-is-rather-long")
+    alert = PerformanceAlertFactory(
+        name="Pool of the server with the long name is nearly exhausted",
+        server=server,
+        metric_name="pool_utilisation_percent",
+        threshold_value=85.555,
+        is_triggered=True,
+        first_triggered=now(),
+        last_triggered=now(),
+        last_value=99.97,
+        acknowledged_at=now(),
+        acknowledged_with="API key rota-of-those-who-are-on-duty (k3f9a2b1)",
+    )
+    event = AlertEventFactory(
+        alert=alert,
+        subject=f"{server.tenant.slug}/{server.slug}",
+        message=word,
+        parts=[{"subject": word, "value": 1.0, "text": "SELECT a_column, " * 20}],
+    )
+    task = ScheduledTaskFactory(
+        name=word[:63], last_outcome=TaskOutcome.FAILED, last_error=word, last_started=now()
+    )
+    admin = f"{live_server.url}/admin/"
+    alerts = f"{admin}monitoring/performancealert/"
+    page.set_viewport_size({"width": 390, "height": 844})
+    for address in (
+        admin,
+        f"{admin}?window=168",
+        alerts,
+        f"{alerts}{alert.pk}/change/",
+        f"{admin}monitoring/alertevent/",
+        f"{admin}monitoring/alertevent/{event.pk}/change/",
+        f"{admin}monitoring/scheduledtask/",
+        f"{admin}monitoring/scheduledtask/{task.pk}/change/",
+        f"{admin}procrastinate/procrastinatejob/",
+    ):
+        page.goto(address)
+        page.wait_for_load_state("networkidle")
+        assert scrolled(page) <= 1, address  # what is rounded differs by a pixel
+    page.goto(alerts)
+    shot(page, "alerts-phone")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.goto(alerts)
+    page.wait_for_load_state("networkidle")
+    shot(page, "alerts-laptop")
+    assert scrolled(page) <= 1
 
 
 @pytest.mark.usefixtures("busy_day")
