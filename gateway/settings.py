@@ -186,7 +186,8 @@ TEMPLATES = [
 AUDIT_WRITER = "monitoring.audit.audit_write"
 METRICS_WRITER = "monitoring.logwriter.threads.metrics_write"
 TASK_DEFERRER = "gateway.jobs.task_defer"
-# What a log's api_key_id may stand for: models with a key_prefix, by which pages name the key.
+# What a log's api_key_id may stand for: models with a tenant_id and a key_prefix, by which pages
+# name the key.
 KEY_MODELS = ("security.EnhancedAPIKey", "security.APIKey")
 
 AUTH_USER_MODEL = "security.User"

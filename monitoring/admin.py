@@ -67,10 +67,10 @@ from registry.admin_base import (
     link_to_list,
     link_to_row,
     name_or_id,
-    uuid_or_none,
 )
 from registry.admin_filters import OneOfFilter, TimeWindowFilter, TypedFilter, refused
 from registry.audit import Actor
+from registry.db.ids import uuid_or_none
 from registry.figures import counted
 from registry.models import MCPServer, Tenant
 

@@ -34,7 +34,7 @@ from registry.admin_filters import TimeWindowFilter, say_unknown_choices
 from registry.admin_keyset import KeysetList
 from registry.audit import Actor, audit_write
 from registry.db.encryption import DecryptionError
-from registry.db.ids import time_of
+from registry.db.ids import time_of, uuid_or_none
 from registry.db.jsonb import UNSTORABLE, is_storable
 from registry.db.keyset import SLACK
 from registry.db.partitions import NOWHERE, is_about_partitions
@@ -62,7 +62,6 @@ __all__ = [
     "name_or_id",
     "percentage",
     "register_last",
-    "uuid_or_none",
 ]
 
 
@@ -119,14 +118,6 @@ def link_to_list(url_name: str, text: object, **filters: str | int | UUID) -> st
     query = urlencode({name: str(value) for name, value in filters.items()})
     url = f"{reverse(f'admin:{url_name}_changelist')}?{query}"
     return format_html('<a href="{}" class="text-link">{}</a>', url, text)
-
-
-def uuid_or_none(text: str | None) -> UUID | None:
-    """What was typed or linked as an id, if it is one."""
-    try:
-        return UUID((text or "").strip())
-    except ValueError:
-        return None
 
 
 # ---------------------------------------------------------------- forms

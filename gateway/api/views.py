@@ -136,9 +136,11 @@ def _missing(path: str) -> str:
     """What is not there: a row of a list under this name, or the address itself."""
     list_path, _, name = path.rstrip("/").rpartition("/")
     try:
-        view = getattr(resolve(list_path).func, "cls", None)
+        found = resolve(list_path)
     except Resolver404:
-        view = None
+        found = None
+    # Of a row's address, which has keywords, what follows is no id.
+    view = getattr(found.func, "cls", None) if found and not found.kwargs else None
     if not (view and issubclass(view, Listed) and view.queryset is not None):
         return "There is no such address. Those that there are stand at /api/docs/."
     filters = getattr(getattr(view, "filterset_class", None), "base_filters", {})

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-FOREIGN_KEY = f"{AN_OPERATOR}'s API key, or one that is gone"
+ANOTHERS_KEY = f"{AN_OPERATOR}'s API key, or one that is gone"
 
 
 @extend_schema_field({"type": "array", "items": {"type": "object"}})
@@ -121,7 +121,7 @@ class PerformanceAlertSerializer(serializers.ModelSerializer[PerformanceAlert]):
         if shown["acknowledged_by"] and not alert.by_own_user:  # type: ignore[attr-defined]
             return shown | {"acknowledged_by": None, "acknowledged_with": AN_OPERATOR}
         if shown["acknowledged_with"] and not alert.by_own_key:  # type: ignore[attr-defined]
-            return shown | {"acknowledged_with": FOREIGN_KEY}
+            return shown | {"acknowledged_with": ANOTHERS_KEY}
         return shown
 
 

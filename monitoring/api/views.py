@@ -9,8 +9,9 @@ from uuid import UUID
 from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.db.models import Exists, Func, OuterRef, QuerySet, TextField, Value
+from django.db.models import Exists, Func, OuterRef, Q, QuerySet, TextField, Value
 from django.db.models.functions import Cast
+from django.utils.functional import cached_property
 from django.utils.timezone import now
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -66,11 +67,18 @@ from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedVi
 from registry.api.callers import Caller, actor_of, caller_of
 from registry.api.errors import Conflict
 from registry.api.filters import refuse_unknown
-from registry.api.pagination import Keyset, NewestFirst
+from registry.api.pagination import (
+    CURSOR,
+    PAGE_SIZE,
+    PAGE_SIZE_SCHEMA,
+    Keyset,
+    NewestFirst,
+)
 from registry.api.schema import table_of
+from registry.db.ids import uuid_or_none
 from registry.db.search import Indexed
 from registry.db.tenancy import operator_transaction
-from registry.models import Tenant
+from registry.models import MCPServer, Tenant
 
 __all__ = [
     "HOURS",
@@ -121,12 +129,15 @@ def _with_acknowledgers(
     rows: QuerySet[PerformanceAlert], caller: Caller
 ) -> QuerySet[PerformanceAlert]:
     """With `by_own_user` and `by_own_key`: whether the caller's tenant acknowledged it."""
-    users, keys = get_user_model(), apps.get_model(settings.KEY_MODELS[0])
     prefix = Func("acknowledged_with", Value(r"\(([^()]*)\)$"), function="substring")
     own = {"tenant_id": caller.tenant_id}
+    users = get_user_model().objects.filter(**own, pk=OuterRef("acknowledged_by_id"))
+    by_key = Q()
+    for label in settings.KEY_MODELS:
+        keys = apps.get_model(label).objects.filter(**own, key_prefix=OuterRef("prefix"))
+        by_key |= Q(Exists(keys))
     return rows.alias(prefix=Cast(prefix, TextField())).annotate(
-        by_own_user=Exists(users.objects.filter(**own, pk=OuterRef("acknowledged_by_id"))),
-        by_own_key=Exists(keys.objects.filter(**own, key_prefix=OuterRef("prefix"))),
+        by_own_user=Exists(users), by_own_key=by_key
     )
 
 
@@ -347,11 +358,16 @@ class LogViewSet(Listed, ScopedViewSet[Any]):
 
     def _leading(self) -> frozenset[str]:
         """The columns by whose index the log is read."""
-        return self.indexed.leading(self._asked() | self._opened())
+        return self.indexed.leading((self._asked() | self._opened()) - self.crowded)
+
+    @cached_property
+    def crowded(self) -> frozenset[str]:
+        """Columns that may not lead: among what their index finds, the caller's rows are rare."""
+        return frozenset()
 
     def _asked(self) -> set[str]:
         """The columns that parameters narrow, besides the time."""
-        given = {name for name, value in self.request.query_params.items() if value}
+        given = {name for name, value in self.request.query_params.items() if str(value).strip()}
         filters = self.filterset_class.base_filters.items()
         return {one.field_name for name, one in filters if name in given - {"since", "until"}}
 
@@ -412,6 +428,15 @@ class RequestLogViewSet(LogViewSet):
     pagination_class = NewestRequest
     time_field = "request_time"
     indexed = REQUESTS_INDEXED
+
+    @cached_property
+    def crowded(self) -> frozenset[str]:
+        """A server that is not a tenant's own: most of its calls may be those of others."""
+        server = uuid_or_none(self.request.query_params.get("server"))
+        if self.caller.is_operator or server is None:
+            return frozenset()
+        own = MCPServer.objects.filter(pk=server, tenant_id=self.caller.own_tenant_id)
+        return frozenset() if own.exists() else frozenset(("target_server_id",))
 
     def rows(self) -> QuerySet[RequestLogEntry]:
         return RequestLogEntry.objects.all()
@@ -488,8 +513,8 @@ class TenantUsageView(TableView):
         parameters=[
             HOURS,
             OpenApiParameter("tenant", str, description="One tenant, by its slug."),
-            OpenApiParameter("cursor", OpenApiTypes.STR),
-            OpenApiParameter("page_size", OpenApiTypes.INT),
+            OpenApiParameter("cursor", OpenApiTypes.STR, description=CURSOR),
+            OpenApiParameter("page_size", PAGE_SIZE_SCHEMA, description=PAGE_SIZE),
         ],
         responses=table_of(TenantUsageSerializer),
     )

@@ -66,7 +66,8 @@ def refuse_unknown(request: Request, *, known: frozenset[str]) -> None:
 
 def refuse_empty(request: Request, names: Iterable[str]) -> None:
     """400 for each parameter of `names` without a value: the libraries would pass over it."""
-    empty = [name for name in names if request.query_params.get(name) == ""]
+    given = request.query_params
+    empty = [name for name in names if name in given and not given[name].strip()]
     if empty:
         raise ValidationError(
             {name: ["Write a value, or leave the parameter out."] for name in empty}

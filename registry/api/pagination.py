@@ -21,9 +21,25 @@ from registry.db.ids import time_of
 from registry.db.keyset import Order, Place
 from registry.db.search import search
 
-__all__ = ["Keyset", "NewestFirst", "envelope_schema"]
+__all__ = [
+    "CURSOR",
+    "PAGE_SIZE",
+    "PAGE_SIZE_SCHEMA",
+    "Keyset",
+    "NewestFirst",
+    "envelope_schema",
+]
 
 MAX_PAGE_SIZE = 500
+# Of the parameters, in OpenAPI.
+CURSOR = "The place to go on from: use `next` and `previous` as they are."
+PAGE_SIZE = "Rows a page."
+PAGE_SIZE_SCHEMA = {
+    "type": "integer",
+    "minimum": 1,
+    "maximum": MAX_PAGE_SIZE,
+    "default": api_settings.PAGE_SIZE,
+}
 SEARCHED = (
     "A page of a log may be short or empty and have one, where a search stopped for the time being:"
     " null alone means the end."
@@ -89,19 +105,14 @@ class Keyset(BasePagination):
             {
                 "name": "cursor",
                 "in": "query",
-                "description": "The place to go on from: use `next` and `previous` as they are.",
+                "description": CURSOR,
                 "schema": {"type": "string"},
             },
             {
                 "name": "page_size",
                 "in": "query",
-                "description": "Rows a page.",
-                "schema": {
-                    "type": "integer",
-                    "minimum": 1,
-                    "maximum": MAX_PAGE_SIZE,
-                    "default": api_settings.PAGE_SIZE,
-                },
+                "description": PAGE_SIZE,
+                "schema": PAGE_SIZE_SCHEMA,
             },
         ]
 

@@ -5,7 +5,7 @@ import time
 import uuid
 from datetime import UTC, datetime
 
-__all__ = ["time_of", "uuid7"]
+__all__ = ["time_of", "uuid7", "uuid_or_none"]
 
 
 def uuid7() -> uuid.UUID:
@@ -17,6 +17,14 @@ def uuid7() -> uuid.UUID:
     fraction = (nanoseconds << 12) // 1_000_000
     value = milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62)
     return uuid.UUID(int=value)
+
+
+def uuid_or_none(text: str | None) -> uuid.UUID | None:
+    """What was typed or linked as an id, if it is one."""
+    try:
+        return uuid.UUID((text or "").strip())
+    except ValueError:
+        return None
 
 
 def time_of(identifier: uuid.UUID) -> datetime | None:

@@ -7,6 +7,7 @@ import re
 from datetime import timedelta
 from itertools import count, pairwise
 from typing import Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
@@ -20,7 +21,7 @@ from monitoring.querysets import AUDIT_INDEXED, REQUESTS_INDEXED
 from registry.db import search as searching
 from registry.db.keyset import Order
 from registry.db.search import search
-from registry.models import Tenant
+from registry.models import MCPServer, Tenant
 from tests.api import client_of
 from tests.factories import AuditLogFactory, MCPServerFactory, RequestLogFactory, TenantFactory
 from tests.schema import seed
@@ -222,7 +223,10 @@ def narrowed(*names: str) -> list[tuple[str, ...]]:
 @pytest.fixture
 def oldest(calls):
     """The oldest call, alone at its server, by the parameters that find it."""
-    server, row = MCPServerFactory(), calls.order_by("id").first()
+    server, row = (
+        MCPServerFactory(tenant=Tenant.objects.get(slug="acme")),
+        calls.order_by("id").first(),
+    )
     RequestLogEntry.objects.filter(pk=row.pk).update(target_server_id=server.pk)
     return {
         "id": row.pk,
@@ -248,6 +252,26 @@ def test_what_an_index_finds_is_not_searched_for(asks, by, oldest):
     page = client.get(API, {name: oldest[name] for name in by}).json()
     assert [row["id"] for row in page["results"]] == [str(oldest["id"])]
     assert page["next"] is None
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("more", [{}, {"status": 500}])
+def test_at_a_server_that_others_call_too_a_tenant_s_calls_are_searched_for(more, oldest):
+    """Neither the server's index nor the tenant's would find them soon, so no statement tries."""
+    server = oldest["server"]
+    MCPServer.objects.filter(pk=server).update(tenant=None)
+    for _ in range(30):
+        RequestLogFactory(tenant_id=uuid4(), target_server_id=server)
+    client = client_of(Tenant.objects.get(slug="acme"))
+    found, link = [], f"{API}?{urlencode({'server': server, **more})}"
+    with CaptureQueriesContext(connection) as captured:
+        while link:
+            page = client.get(link).json()
+            found, link = found + page["results"], page["next"]
+    assert [row["id"] for row in found] == [str(oldest["id"])]
+    ends = [one["sql"] for one in captured if "OFFSET" in one["sql"]]
+    assert ends
+    assert not [sql for sql in ends if '"target_server_id" =' in sql]
 
 
 @pytest.mark.usefixtures("hurried")
