@@ -43,6 +43,7 @@ LOG = "request_logs"
 # for the disk, not for an index that is missing.
 INDEX = "idx_request_routing_composite"
 APPLICATION = "mcp-gateway bench_db traffic"
+OTHER_DATABASES = ("DATABASE_DIRECT_URL", "DATABASE_MAINTENANCE_URL", "DATABASE_REPLICA_URL")
 
 
 class TrafficError(Exception):
@@ -143,9 +144,11 @@ def _optimize() -> None:
 
     In this one it would take the interpreter from the sessions whose time is measured.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")}
+    # Empty, not left out: a .env file would give them again, and with them another database.
+    others = dict.fromkeys(OTHER_DATABASES, "")
     environment = {
-        **kept,
+        **os.environ,
+        **others,
         "DATABASE_URL": address(),
         "SECRET_KEY": settings.SECRET_KEY,
         "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
