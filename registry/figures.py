@@ -6,6 +6,7 @@ digit, and in a smaller unit where the usual one would need more than three of t
 
 from __future__ import annotations
 
+import math
 from decimal import ROUND_DOWN, Decimal
 
 from django.template.defaultfilters import filesizeformat
@@ -56,7 +57,7 @@ def duration(milliseconds: float | None, *, in_full: bool = False) -> str:
 
 def percentage(share: float | None, *, in_full: bool = False) -> str:
     """0.987 → '98.7 %'; what is less than all is never '100 %': 0.999999 → '99.99 %'."""
-    if share is None:
+    if share is None or math.isnan(share):
         return NOTHING
     percent = _exactly(share) * 100
     if in_full:
@@ -82,4 +83,4 @@ def _exactly(value: float | Decimal) -> Decimal:
 
 
 def _is_short(value: Decimal, *, places: int = 3) -> bool:
-    return value == round(value, places)
+    return -int(value.normalize().as_tuple().exponent) <= places

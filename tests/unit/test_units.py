@@ -35,6 +35,7 @@ from monitoring.alerts.units import written
         (-12.34, "percent", "-12.3 %"),
         (0.00001, "requests/min", "0.00001 requests/min"),
         (None, "rows", "–"),
+        (float("nan"), "ratio", "–"),
     ],
 )
 def test_a_value_is_told_with_its_unit(value: float | None, unit: str, words: str) -> None:
@@ -55,6 +56,8 @@ def test_a_value_is_told_with_its_unit(value: float | None, unit: str, words: st
         (1234.5, "requests/min", "1,234.5 requests/min"),
         (1000000, "rows", "1,000,000 rows"),
         (1e-7, "calls", "0.0000001 calls"),
+        (1e30, "calls", f"1{',000' * 10} calls"),
+        (8.64e31, "ms", f"1{',000' * 8} days"),
         (1234, "ms", "1.234 s"),
         (1234.5, "ms", "1,234.5 ms"),
         (0.0625, "ms", "0.0625 ms"),
