@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Count, F, Q, QuerySet
+from django.db.models import Case, Count, Q, QuerySet, When
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.http import urlencode
@@ -131,7 +131,7 @@ def _breakers_card(breakers: Sequence[CircuitBreaker]) -> Card:
     ]
     return Card(
         title="Open breakers",
-        value=f"{len(shut)}{'+' if len(breakers) == MOST_BREAKERS else ''}",
+        value=f"{MOST_BREAKERS}+" if len(shut) > MOST_BREAKERS else str(len(shut)),
         note="; ".join(notes) or "every server may be called",
         url=_list("gateway_circuitbreaker", state__exact=BreakerState.OPEN),
         is_alarm=bool(shut),
@@ -289,10 +289,14 @@ def _servers() -> Table:
 
 
 def _breakers() -> list[CircuitBreaker]:
-    """Those that let not every call through; few, so a scan of the small table finds them."""
+    """Those that let not every call through to a server that is to be called, open ones first.
+
+    One more than are shown. They are few, so a scan of the small table finds them.
+    """
     troubled = CircuitBreaker.objects.exclude(state=BreakerState.CLOSED).select_related("server")
-    newest_first = troubled.order_by(F("last_state_change").desc())
-    return list(newest_first.defer("server__credentials")[:MOST_BREAKERS])
+    to_be_called = troubled.filter(server__is_enabled=True).defer("server__credentials")
+    open_first = Case(When(state=BreakerState.OPEN, then=0), default=1)
+    return list(to_be_called.order_by(open_first, "-last_state_change")[: MOST_BREAKERS + 1])
 
 
 def _breakers_table(breakers: Sequence[CircuitBreaker]) -> Table:

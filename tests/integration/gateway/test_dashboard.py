@@ -94,6 +94,33 @@ def test_the_verdict_agrees_with_the_cards_below_it(
     assert ("Something needs a look." in page(admin_client)) is context["needs_a_look"]
 
 
+def test_an_open_breaker_of_a_disabled_server_is_no_alarm(admin_client: Client) -> None:
+    server = MCPServerFactory(is_enabled=False)
+    CircuitBreaker.objects.filter(server=server).update(state=BreakerState.OPEN)
+    context = admin_client.get(reverse("admin:index")).context
+    assert not any(card.is_alarm for card in context["cards"])
+    assert "All breakers are closed." in words(page(admin_client))
+
+
+def test_open_breakers_are_counted_before_half_open_ones(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.dashboard.overview.MOST_BREAKERS", 2)
+    for nth, state in enumerate(["open", "open", "half_open", "half_open", "half_open"]):
+        changed = now() - timedelta(minutes=10 - nth)
+        CircuitBreaker.objects.filter(server=MCPServerFactory(health_status="healthy")).update(
+            state=state, last_state_change=changed
+        )
+
+    def told() -> str:
+        cards = admin_client.get(reverse("admin:index")).context["cards"]
+        return next(card.value for card in cards if card.title == "Open breakers")
+
+    assert told() == "2"
+    CircuitBreaker.objects.update(state=BreakerState.OPEN)
+    assert told() == "2+"
+
+
 @pytest.mark.parametrize(
     ("states", "note"),
     [
