@@ -23,19 +23,22 @@ def refused(
     request: HttpRequest, rows: QuerySet[Any], *, title: str, text: str, wanted: str
 ) -> QuerySet[Any]:
     """No rows, and a message about the text that the filter of this title cannot take."""
+    _say(request, title=title, text=text, wanted=wanted)
+    return rows.none()
+
+
+def _say(request: HttpRequest, *, title: str, text: str, wanted: str) -> None:
     said = Truncator(text).chars(60)
     messages.warning(request, f"{capfirst(title)}: “{said}” does not fit. {wanted}")
-    return rows.none()
 
 
 def say_unknown_choices(request: HttpRequest, changelist: ChangeList) -> None:
     """A message for each field's choices of which the address names one that there is not."""
-    rows = changelist.queryset
     for spec in changelist.filter_specs:
         if isinstance(spec, ChoicesFieldListFilter):
             known = {str(choice) for choice, _ in spec.field.flatchoices or ()}
             for text in {*(spec.lookup_val or ())} - known - {""}:
-                refused(request, rows, title=str(spec.title), text=text, wanted=OFFERED)
+                _say(request, title=str(spec.title), text=text, wanted=OFFERED)
 
 
 class OneOfFilter(DropdownFilter):  # type: ignore[misc]

@@ -6,16 +6,19 @@ import zoneinfo
 
 from django.core.exceptions import ValidationError
 
-# What turns the reading direction of a text around, or is not there to the eye: two names that
-# look alike would be two keys in a list, and in an audit row.
-DECEIVING = frozenset("\u200b\ufeff\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-NOT_TEXT = frozenset(("Cc", "Cs", "Zl", "Zp"))  # controls, half characters, ends of lines
+# What turns the reading direction of a text, or is not there to the eye: two names that look alike
+# would be two keys in a list, and in an audit row. Joiners make Persian words and emoji.
+FILLERS = frozenset("\u115f\u1160\u3164\uffa0")  # letters that show nothing
+JOINERS = frozenset("\u200c\u200d")
+# Controls, formats, half characters, ends of lines.
+UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 def validate_shown(value: str) -> None:
     """ValidationError unless the text is seen as what it is, on one line."""
     for character in value:
-        if character in DECEIVING or unicodedata.category(character) in NOT_TEXT:
+        is_unseen = unicodedata.category(character) in UNSEEN and character not in JOINERS
+        if is_unseen or character in FILLERS:
             raise ValidationError(
                 f"Leave out U+{ord(character):04X}, which cannot be seen: write letters and digits."
             )

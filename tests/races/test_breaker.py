@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -9,7 +10,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.utils.timezone import now
 
 from gateway.models import CircuitBreaker
@@ -18,7 +19,9 @@ from gateway.services import (
     breaker_record_failure,
     breaker_record_success,
     breaker_release_probe,
+    breakers_recover,
 )
+from registry.models import MCPServer
 from tests.factories import MCPServerFactory
 
 CALLERS = 8
@@ -121,6 +124,39 @@ def test_the_outcome_of_a_probe_that_was_given_up_changes_nothing():
     breaker_record_success(breaker_id=half_open.id, at=at, probe_until=at + LEASE, healthy_calls=1)
     half_open.refresh_from_db()
     assert (half_open.state, half_open.success_count) == ("half_open", 0)
+
+
+def test_a_health_check_does_not_undo_what_a_call_did_meanwhile():
+    """The call's claim is not committed yet when the health checks look for untried breakers."""
+    at = now()
+    due = breaker(state="open", last_state_change=at - timedelta(hours=1))
+    MCPServer.objects.update(health_status="healthy", last_health_check=at)
+    with ThreadPoolExecutor(1) as pool:
+
+        def recover() -> int:
+            try:
+                return breakers_recover(at=at)
+            finally:
+                connection.close()
+
+        with transaction.atomic():
+            assert breaker_claim_probe(breaker_id=due.id, at=at, lease=LEASE)
+            recovering = pool.submit(recover)
+            wait_for_a_waiting_session()
+        assert recovering.result(timeout=5) == 0
+    due.refresh_from_db()
+    assert (due.state, due.probe_until) == ("half_open", at + LEASE)
+
+
+def wait_for_a_waiting_session() -> None:
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            if cursor.fetchone()[0]:
+                return
+        time.sleep(0.01)
+    raise AssertionError("nobody waits")
 
 
 def test_an_operator_opens_and_closes_with_one_update_of_the_state():

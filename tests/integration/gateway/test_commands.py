@@ -118,7 +118,8 @@ def test_a_second_key_of_a_name_is_made_and_the_first_one_named(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["a\udcff", "a\x1b[31m", "a\nb", "a\u202eb", "\u200ba", "a\u2028b"]
+    "name",
+    ["a\udcff", "a\x1b[31m", "a\nb", "a\u202eb", "\u200ba", "a\u2028b", "a\u2060", "a\u3164"],
 )
 def test_a_name_that_is_not_seen_as_it_is_is_refused(name, capsys):
     TenantFactory(slug="default")
