@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 from django.contrib import admin
@@ -11,7 +10,7 @@ from django.db.models import Case, F, FloatField, QuerySet, When
 from django.db.models.functions import Cast
 from django.http import HttpRequest
 from django.utils.timezone import now
-from procrastinate.contrib.django.admin import ProcrastinateJobAdmin
+from procrastinate.contrib.django.admin import ProcrastinateEventInline, ProcrastinateJobAdmin
 from procrastinate.contrib.django.models import ProcrastinateJob
 from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
@@ -327,14 +326,19 @@ class RequestQueueAdmin(PerServerAdmin):
         return duration(queue.avg_processing_time_ms)
 
 
+class JobEventInline(ProcrastinateEventInline):
+    verbose_name, verbose_name_plural = "event", "events"
+
+
 class JobAdmin(OperatorAdmin, ProcrastinateJobAdmin):  # type: ignore[misc]
     """The job queue's own page, in this admin's looks and words."""
 
     list_filter = ["status", "queue_name", "task_name"]
+    inlines = [JobEventInline]
 
     def __init__(self, model: type[ProcrastinateJob], admin_site: AdminSite) -> None:
         super().__init__(model, admin_site)
-        self.opts = copy(self.opts)  # the model's own are the library's, with its migrations
+        # No migration follows: those are made of what the library's class was written with.
         self.opts.verbose_name, self.opts.verbose_name_plural = "background job", "background jobs"
 
 

@@ -144,7 +144,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "psqlextra",
-    "procrastinate.contrib.django",
+    "gateway.job_queue.JobQueueConfig",
     "rest_framework",
     "django_filters",
     "drf_spectacular",

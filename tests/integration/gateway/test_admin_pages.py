@@ -13,6 +13,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils.timezone import now
+from procrastinate.contrib.django.models import ProcrastinateJob
 
 from gateway.admin_site import sidebar
 from gateway.defaults import defaults_ensure
@@ -26,6 +27,7 @@ from registry.models import (
     ServerPrompt,
     ServerResource,
 )
+from registry.periodic import task_defer
 from security.models import Role, User
 from tests.api import transaction_queries
 from tests.factories import (
@@ -139,6 +141,21 @@ def test_a_superuser_opens_every_page(model, model_admin, admin_client, rows):
         return
     checked(admin_client.get(url(model, "change", row.pk)), rows)
     checked(admin_client.get(url(model, "history", row.pk)), rows)
+
+
+def test_no_page_names_the_library_behind_the_job_queue(admin_client):
+    task_defer("view_refresh", view_id="1")
+    job = ProcrastinateJob.objects.get()
+    for page in (
+        reverse("admin:app_list", args=["procrastinate"]),
+        url(ProcrastinateJob, "changelist"),
+        url(ProcrastinateJob, "change", job.pk),
+    ):
+        shown = re.sub(
+            r"<(script|style).*?</\1>|<[^>]*>", " ", admin_client.get(page).text, flags=re.DOTALL
+        )
+        assert "Job queue" in shown, page
+        assert "procrastinate" not in shown.lower(), page
 
 
 def test_a_page_is_named_as_the_menu_names_it(admin_client, admin_user, rf):
