@@ -43,6 +43,7 @@ def test_a_duration_without_a_neighbour_is_drawn_as_a_point(
 ) -> None:
     for line in json.loads(latency_chart(series(durations), HOUR).data)["datasets"]:
         assert [n for n, style in enumerate(line["pointStyle"]) if style] == points
+        assert "stack" not in line, "the drawing would add the lines up"
 
 
 def test_one_long_call_is_marked_beyond_a_scale_that_shows_the_others() -> None:
