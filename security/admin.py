@@ -326,6 +326,13 @@ class KeyColumnsMixin:
         still = locked and (key.locked_until is None or key.locked_until > now())  # type: ignore[union-attr]
         return "locked" if still else "active"
 
+    @display(description="locked")
+    def lock_told(self, key: EnhancedAPIKey) -> str:
+        if self.state(key) != "locked":
+            return "no"
+        until = key.locked_until
+        return f"until {until:%Y-%m-%d %H:%M} UTC" if until else "until somebody unlocks it"
+
     @display(description="owner")
     def owner(self, key: APIKey | EnhancedAPIKey) -> str:
         if key.tenant is None:
@@ -379,7 +386,7 @@ class EnhancedAPIKeyAdmin(KeyColumnsMixin, OperatorAdmin):
     search_help_text = "Name, or the prefix between mcpgw_ and the next underscore"
     ordering = ("-created_at",)
     autocomplete_fields = ("tenant", "user")
-    actions = ("revoke", "unlock")
+    actions = ("revoke", "lock", "unlock")
     readonly_fields = (
         "key_prefix",
         "state",
@@ -387,7 +394,7 @@ class EnhancedAPIKeyAdmin(KeyColumnsMixin, OperatorAdmin):
         "total_errors",
         "failed_attempts",
         "last_failed_attempt",
-        "locked_until",
+        "lock_told",
         "last_used",
         "created_at",
     )
@@ -416,7 +423,7 @@ class EnhancedAPIKeyAdmin(KeyColumnsMixin, OperatorAdmin):
                 "fields": (
                     ("key_prefix", "state"),
                     ("requests", "total_errors", "last_used"),
-                    ("failed_attempts", "last_failed_attempt", "locked_until"),
+                    ("failed_attempts", "last_failed_attempt", "lock_told"),
                     "created_at",
                 ),
             },
@@ -472,6 +479,17 @@ class EnhancedAPIKeyAdmin(KeyColumnsMixin, OperatorAdmin):
             lambda key: services.api_key_revoke(actor=actor, key=key),
             done="key(s) revoked",
             idle="revoked before",
+        )
+
+    @admin.action(description="Lock the selected keys", permissions=["change"])
+    def lock(self, request: HttpRequest, queryset: QuerySet[EnhancedAPIKey]) -> None:
+        actor = actor_of(request)
+        self.apply(
+            request,
+            queryset,
+            lambda key: services.api_key_lock(actor=actor, key=key),
+            done="key(s) locked",
+            idle="locked before",
         )
 
     @admin.action(description="Unlock the selected keys", permissions=["change"])

@@ -134,6 +134,9 @@ class APIKeyScope(models.TextChoices):
     HEALTH = "health", "Read health"
 
 
+DEFAULT_SCOPES = (APIKeyScope.PROXY.value, APIKeyScope.READ.value)  # of a key of an agent
+
+
 def _scopes() -> "ArrayField[list[str], list[str]]":
     return ArrayField(models.CharField(max_length=8, choices=APIKeyScope), default=list, blank=True)
 

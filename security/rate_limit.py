@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from math import ceil
 from uuid import UUID
 
 from security.refusals import Reason, Refusal
@@ -35,7 +36,7 @@ class Window:
         return self.previous * (1 - (at - self.began) / self.seconds) + self.current
 
     def free_in(self, at: float, limit: int) -> float:
-        """Seconds until one more call fits; 0 when it fits now."""
+        """Seconds until one more call fits, of a limit of at least 1; 0 when it fits now."""
         if self.used(at) + 1 <= limit:
             return 0.0
         ends = self.began + self.seconds - at
@@ -43,8 +44,6 @@ class Window:
             # The previous window's share shrinks steadily; find when enough of it is gone.
             excess = self.used(at) + 1 - limit
             return min(ends, excess * self.seconds / self.previous)
-        if limit < 1:
-            return self.seconds
         # In the next window the current one is the share that shrinks.
         excess = self.current + 1 - limit
         return ends + max(0.0, excess * self.seconds / max(1, self.current))
@@ -65,6 +64,12 @@ class RateLimiter:
 
     def take(self, key_id: UUID, *, per_hour: int, per_day: int, at: float) -> Refusal | None:
         """Count one call at Unix time `at`, or refuse it. A refused call is not counted."""
+        if min(per_hour, per_day) < 1:
+            return Refusal(
+                Reason.RATE_LIMITED,
+                "The API key may make no calls: its limit is 0. Ask for a higher one.",
+                retry_after=DAY,
+            )
         usage = self._usage.setdefault(key_id, _Usage())
         self._usage.move_to_end(key_id)
         if len(self._usage) > self._max_keys:
@@ -76,7 +81,7 @@ class RateLimiter:
             return Refusal(
                 Reason.RATE_LIMITED,
                 f"The API key's limit of {per_hour} calls an hour and {per_day} a day is used up. "
-                f"Try again in {max(1, round(wait))} s, or ask for a higher limit.",
+                f"Try again in {ceil(wait)} s, or ask for a higher limit.",
                 retry_after=wait,
             )
         usage.hour.current += 1

@@ -23,6 +23,7 @@ __all__ = [
     "access_rule_update",
     "api_key_create",
     "api_key_expire",
+    "api_key_lock",
     "api_key_revoke",
     "api_key_unlock",
     "api_key_update",
@@ -103,6 +104,18 @@ def api_key_revoke(*, actor: Actor, key: EnhancedAPIKey) -> bool:
         return False
     audit_write(
         actor=actor, action="api_key.revoke", resource=key, details={"prefix": key.key_prefix}
+    )
+    return True
+
+
+@transaction.atomic
+def api_key_lock(*, actor: Actor, key: EnhancedAPIKey) -> bool:
+    """Keep a key out until somebody unlocks it; False when it was locked for good already."""
+    free = EnhancedAPIKey.objects.filter(pk=key.pk).exclude(is_locked=True, locked_until=None)
+    if free.update(is_locked=True, locked_until=None, updated_at=now()) != 1:
+        return False
+    audit_write(
+        actor=actor, action="api_key.lock", resource=key, details={"prefix": key.key_prefix}
     )
     return True
 

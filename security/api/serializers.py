@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from django.db.models import QuerySet
+from django.utils.timezone import now
 from rest_framework import serializers
 
 from registry.api.base import TenantField, VisibleServerField
 from registry.api.callers import caller_of
 from registry.api.fields import LocalTimeField, NamesARow
 from registry.api.serializers import refuse_changes
+from registry.models import MCPServer, Tenant
 from security.models import APIKeyScope, EnhancedAPIKey, ServerAccessControl, User
 
 __all__ = ["APIKeySerializer", "AccessRuleSerializer", "CreatedAPIKeySerializer"]
@@ -38,7 +42,10 @@ class APIKeySerializer(serializers.ModelSerializer[EnhancedAPIKey]):
     )
     user = OwnField(queryset=User.objects.all(), required=False, allow_null=True)
     scopes = serializers.ListField(
-        child=serializers.ChoiceField(choices=APIKeyScope.choices), required=False
+        child=serializers.ChoiceField(choices=APIKeyScope.choices),
+        required=False,
+        allow_empty=False,
+        help_text="Default: proxy and read.",
     )
 
     class Meta:
@@ -59,7 +66,37 @@ class APIKeySerializer(serializers.ModelSerializer[EnhancedAPIKey]):
         refuse_changes(self, "tenant", "user")
         if self.instance is None and caller_of(self.context["request"]).is_operator:
             self._check_owner(attrs)
+        self._check_servers(attrs)
+        self._check_end(attrs.get("expires_at"))
         return attrs
+
+    def _check_servers(self, attrs: dict[str, Any]) -> None:
+        """A slug that names no server lets the key nowhere; one that was there before may stay."""
+        before = self.instance.allowed_servers if self.instance else ()
+        named = set(attrs.get("allowed_servers", ())) - set(before)
+        if not named:
+            return
+        tenant = self.instance.tenant_id if self.instance else self._owner_id(attrs)
+        known = MCPServer.objects.visible_to(tenant).filter(slug__in=named)
+        if unknown := named - set(known.values_list("slug", flat=True)):
+            told = ", ".join(sorted(unknown))
+            raise serializers.ValidationError(
+                {"allowed_servers": [f"The key's tenant sees no server of this slug: {told}."]}
+            )
+
+    def _owner_id(self, attrs: dict[str, Any]) -> UUID | None:
+        caller = caller_of(self.context["request"])
+        if not caller.is_operator:
+            return caller.own_tenant_id
+        tenant: Tenant | None = attrs["tenant"]
+        return None if tenant is None else tenant.pk
+
+    def _check_end(self, expires_at: datetime | None) -> None:
+        is_new = self.instance is None or expires_at != self.instance.expires_at
+        if is_new and expires_at is not None and expires_at <= now():
+            raise serializers.ValidationError(
+                {"expires_at": ["This time is past. To end a key now, revoke it."]}
+            )
 
     def _check_owner(self, attrs: dict[str, Any]) -> None:
         if "tenant" not in attrs:

@@ -26,7 +26,7 @@ from security.api.serializers import (
     CreatedAPIKeySerializer,
 )
 from security.limits import narrowed
-from security.models import EnhancedAPIKey, ServerAccessControl
+from security.models import DEFAULT_SCOPES, EnhancedAPIKey, ServerAccessControl
 
 __all__ = ["APIKeyViewSet", "AccessRuleViewSet"]
 
@@ -48,6 +48,7 @@ class APIKeyViewSet(Listed, Changeable, ScopedViewSet[EnhancedAPIKey]):
         serializer = checked(self.get_serializer(data=request.data))
         values = self._within_own(serializer.validated_data, new=True)
         values["tenant"] = self.tenant_for(values)
+        values.setdefault("scopes", DEFAULT_SCOPES)
         row, text = services.api_key_create(actor=actor_of(request), **values)
         row.text = text  # type: ignore[attr-defined]
         context = self.get_serializer_context()
@@ -70,6 +71,13 @@ class APIKeyViewSet(Listed, Changeable, ScopedViewSet[EnhancedAPIKey]):
     def revoke(self, request: Request, pk: str) -> Response:
         key = self.get_object()
         services.api_key_revoke(actor=actor_of(request), key=key)
+        return self.answer(key)
+
+    @extend_schema(summary="Keep a key out until it is unlocked", request=None)
+    @action(detail=True, methods=["post"])
+    def lock(self, request: Request, pk: str) -> Response:
+        key = self.get_object()
+        services.api_key_lock(actor=actor_of(request), key=key)
         return self.answer(key)
 
     @extend_schema(summary="Let a locked key in again", request=None)

@@ -11,11 +11,15 @@ from django.utils.timezone import now
 from monitoring.audit import Actor
 from registry.management.usage import usage_error
 from registry.models import MCPServer, Tenant
-from security.models import APIKeyScope, EnhancedAPIKey
+from security.models import DEFAULT_SCOPES, APIKeyScope, EnhancedAPIKey
 from security.services import api_key_create
 from security.validators import validate_network
 
-DEFAULT_SCOPES = [APIKeyScope.PROXY.value, APIKeyScope.READ.value]
+ARGUMENTS = {
+    "name": "NAME",
+    "rate_limit_per_hour": "--per-hour",
+    "rate_limit_per_day": "--per-day",
+}
 
 
 class Command(BaseCommand):
@@ -40,6 +44,14 @@ class Command(BaseCommand):
         parser.add_argument(
             "--expires", type=_days, metavar="DAYS", help="Days that it lives. Default: for ever."
         )
+        parser.add_argument(
+            "--per-hour", type=int, metavar="N", default=_default("rate_limit_per_hour"),
+            help="Calls an hour at most. Default: %(default)s.",
+        )  # fmt: skip
+        parser.add_argument(
+            "--per-day", type=int, metavar="N", default=_default("rate_limit_per_day"),
+            help="Calls a day at most. Default: %(default)s.",
+        )  # fmt: skip
         parser.add_argument("--json", action="store_true", help="Print one JSON document.")
 
     def handle(
@@ -51,6 +63,8 @@ class Command(BaseCommand):
         servers: list[str],
         networks: list[str],
         expires: int | None,
+        per_hour: int,
+        per_day: int,
         json: bool,
         **_options: Any,
     ) -> None:
@@ -62,6 +76,8 @@ class Command(BaseCommand):
         _require(servers, visible.values_list("slug", flat=True), kind="server")
         if expires is not None and not 1 <= expires <= 36_500:
             raise CommandError("--expires takes 1 to 36500 days.", returncode=2)
+        if per_hour < 1 or per_day < 1:
+            raise CommandError("--per-hour and --per-day take 1 and more.", returncode=2)
         _check_networks(networks)
         try:
             row, text = api_key_create(
@@ -72,9 +88,11 @@ class Command(BaseCommand):
                 allowed_servers=list(dict.fromkeys(servers)),
                 ip_whitelist=networks,
                 expires_at=now() + timedelta(days=expires) if expires else None,
+                rate_limit_per_hour=per_hour,
+                rate_limit_per_day=per_day,
             )
         except ValidationError as error:
-            raise usage_error(error, arguments={"name": "NAME"}) from None
+            raise usage_error(error, arguments=ARGUMENTS) from None
         if (namesake := _namesake(row)) is not None:
             self.stderr.write(
                 f"Another key of {owner} has this name and goes on: {namesake.key_prefix}. "
@@ -92,6 +110,10 @@ def _namesake(row: EnhancedAPIKey) -> EnhancedAPIKey | None:
     others = EnhancedAPIKey.objects.filter(tenant=row.tenant_id, name__iexact=row.name)
     usable = others.filter(is_active=True).exclude(expires_at__lte=now())
     return usable.exclude(pk=row.pk).order_by("created_at").first()
+
+
+def _default(field: str) -> int:
+    return int(EnhancedAPIKey._meta.get_field(field).default)  # type: ignore[union-attr]
 
 
 def _days(text: str) -> int:

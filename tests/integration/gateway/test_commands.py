@@ -142,6 +142,7 @@ def test_a_key_takes_all_its_restrictions(capsys):
     call_command(
         "create_api_key", "k", "--tenant", "red", "--scope", "proxy", "--scope", "metrics",
         "--server", "one", "--server", "two", "--ip", "10.0.0.0/8", "--expires", "30",
+        "--per-hour", "10", "--per-day", "20",
     )  # fmt: skip
     captured = capsys.readouterr()
     assert parse_key(captured.out.strip())
@@ -150,6 +151,7 @@ def test_a_key_takes_all_its_restrictions(capsys):
     assert (row.tenant, row.scopes) == (tenant, ["proxy", "metrics"])
     assert (row.allowed_servers, row.ip_whitelist) == (["one", "two"], ["10.0.0.0/8"])
     assert timedelta(days=29) < row.expires_at - now() <= timedelta(days=30)
+    assert (row.rate_limit_per_hour, row.rate_limit_per_day) == (10, 20)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +167,8 @@ def test_a_key_takes_all_its_restrictions(capsys):
         ),
         (["--ip", "2001:db8::1/32"], "write 2001:db8::/32 for the network"),
         (["--expires", "0"], "1 to 36500"),
+        (["--per-day", "0"], "--per-hour and --per-day take 1 and more"),
+        (["--per-hour", "9999999999"], "^--per-hour: "),
     ],
 )
 def test_a_wrong_argument_says_what_there_is(arguments, words):

@@ -127,13 +127,17 @@ def test_keys_are_revoked_and_unlocked_by_action(admin_client):
         return admin_client.post(KEYS, form, follow=True).content.decode()
 
     assert "1 key(s) unlocked" in act("unlock", key, locked)
+    assert "1 key(s) locked" in act("lock", key)
+    assert "1 locked before" in act("lock", key)
+    change = reverse("admin:security_enhancedapikey_change", args=[key.pk])
+    assert "until somebody unlocks it" in admin_client.get(change).content.decode()
     assert "1 key(s) revoked" in act("revoke", key)
     assert "1 revoked before" in act("revoke", key)
     key.refresh_from_db()
     locked.refresh_from_db()
     assert (key.is_active, locked.is_active, locked.is_locked) == (False, True, False)
     actions = AuditLog.objects.values_list("action", flat=True)
-    assert sorted(actions) == ["api_key.revoke", "api_key.unlock"]
+    assert sorted(actions) == ["api_key.lock", "api_key.revoke", "api_key.unlock"]
 
 
 # ---------------------------------------------------------------- sessions

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
+from django.utils.timezone import now
+from rest_framework.test import APIClient
 
 from monitoring.models import AuditLog
 from security.models import EnhancedAPIKey
 from tests.api import client_of, faults
-from tests.factories import EnhancedAPIKeyFactory, TenantFactory, UserFactory
+from tests.factories import EnhancedAPIKeyFactory, MCPServerFactory, TenantFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -130,12 +133,40 @@ def test_a_change_to_what_it_was_notes_nothing(admin):
 
 def test_revoking_and_unlocking_are_noted_once(admin):
     key = EnhancedAPIKeyFactory(tenant=admin.key.tenant, is_locked=True, failed_attempts=7)
+    caller = {"headers": {"authorization": f"Bearer {key.text}"}}
     for _ in range(2):
         unlocked = admin.post(f"{KEYS}/{key.pk}/unlock").json()
         assert (unlocked["is_locked"], unlocked["failed_attempts"]) == (False, 0)
+    for _ in range(2):
+        assert admin.post(f"{KEYS}/{key.pk}/lock").json()["is_locked"] is True
+        assert "is locked" in APIClient().get(KEYS, **caller).json()["detail"]
+    for _ in range(2):
         assert admin.post(f"{KEYS}/{key.pk}/revoke").json()["is_active"] is False
-    actions = sorted(AuditLog.objects.values_list("action", flat=True))
-    assert actions == ["api_key.revoke", "api_key.unlock"]
+    actions = list(AuditLog.objects.order_by("timestamp").values_list("action", flat=True))
+    assert actions == ["api_key.unlock", "api_key.lock", "api_key.revoke"]
+
+
+def test_a_key_without_scopes_is_an_agent_s(admin):
+    made = admin.post(KEYS, {"name": "agent"}, format="json").json()
+    assert made["scopes"] == ["proxy", "read"]
+    none = admin.post(KEYS, {"name": "agent", "scopes": []}, format="json")
+    assert (none.status_code, faults(none)) == (400, {"scopes"})
+
+
+def test_a_key_names_servers_that_there_are_and_a_time_to_come(admin):
+    theirs = MCPServerFactory().slug
+    mine = MCPServerFactory(tenant=admin.key.tenant).slug
+    for wrong in ({"allowed_servers": [mine, theirs]}, {"expires_at": "2020-01-01T00:00:00Z"}):
+        answer = admin.post(KEYS, {"name": "agent", **wrong}, format="json")
+        assert (answer.status_code, faults(answer)) == (400, set(wrong))
+    assert (
+        admin.post(KEYS, {"name": "a", "allowed_servers": [mine]}, format="json").status_code == 201
+    )
+    old = EnhancedAPIKeyFactory(
+        tenant=admin.key.tenant, allowed_servers=["gone"], expires_at=now() - timedelta(days=1)
+    )
+    same = {"allowed_servers": ["gone"], "expires_at": old.expires_at.isoformat(), "name": "b"}
+    assert admin.patch(f"{KEYS}/{old.pk}", same, format="json").status_code == 200
 
 
 def test_a_key_is_not_deleted(admin):
@@ -152,6 +183,8 @@ RESTRICTED = {
 
 @pytest.fixture
 def restricted():
+    for slug in "abc":
+        MCPServerFactory(tenant=None, slug=slug)
     return client_of(TenantFactory(), **RESTRICTED)
 
 
