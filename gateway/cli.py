@@ -45,6 +45,9 @@ def main() -> None:
         os.environ.setdefault("GATEWAY_EMBEDDED_LOGIN", "mcp_gateway_app")
     try:
         sys.exit(_run(arguments))
+    except BrokenPipeError:  # whoever reads had enough, such as head; Python would tell on leaving
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     finally:
         gc.freeze()  # else Python searches all of Django for garbage as it leaves: a second or two
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -234,6 +235,6 @@ def _open(route: Route, retry_after: float) -> Failure:
         503,
         "circuit_open",
         f"Server '{route.slug}' has failed repeatedly and is not being called for now. "
-        f"Try again in {max(1, round(retry_after))} s.",
+        f"Try again in {max(1, math.ceil(retry_after))} s.",
         retry_after=retry_after,
     )

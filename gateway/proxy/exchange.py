@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -608,7 +609,7 @@ def _queued_too_long(upstream: Upstream, full: QueueFull) -> Failure:
     return Failure(
         503,
         reason,
-        f"Server '{slug}' is busy: {what}. Try again in {round(full.retry_after)} s.",
+        f"Server '{slug}' is busy: {what}. Try again in {max(1, math.ceil(full.retry_after))} s.",
         retry_after=full.retry_after,
     )
 

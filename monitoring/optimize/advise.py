@@ -594,7 +594,7 @@ def _unused_changes(facts: Facts, limits: Limits) -> Iterator[Change]:
             index.name, index.table, f"is declared; {_no_scan(idle, facts)}: see --advise"
         )
     if young:
-        reason = f"had no scan, for {limits.unused_days:g} days at most: too early to judge"
+        reason = f"had no scan, but for less than {limits.unused_days:g} days: too early to judge"
         yield _notice(f"{young} of {len(facts.indexes)} indexes", "", reason)
 
 

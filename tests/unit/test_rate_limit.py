@@ -22,8 +22,9 @@ def test_the_limit_is_exact_in_a_fresh_window_and_per_key():
 
 
 def test_a_limit_of_zero_lets_nothing_through():
-    refusal = RateLimiter().take(uuid4(), per_hour=0, per_day=10, at=START)
-    assert refusal.retry_after == 3600
+    for limits in ({"per_hour": 0, "per_day": 10}, {"per_hour": 10, "per_day": 0}):
+        refusal = RateLimiter().take(uuid4(), **limits, at=START)
+        assert "its limit is 0" in refusal.message
 
 
 def test_the_day_s_limit_holds_over_hours():

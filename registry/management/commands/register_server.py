@@ -84,10 +84,7 @@ class Command(BaseCommand):
             )
         except ValidationError as error:
             raise usage_error(error, arguments=ARGUMENTS) from None
-        self.stdout.write(
-            f"Registered '{server.slug}' for tenant '{tenant}'. "
-            f"Agents reach it at /mcp/{server.slug}"
-        )
+        self.stdout.write(f"Registered '{server.slug}' for tenant '{tenant}'. {_where(server)}")
         self._contact(server)
 
     def _contact(self, server: MCPServer) -> None:
@@ -106,6 +103,15 @@ class Command(BaseCommand):
                 f"Offers {found.tools} tool(s), {found.resources} resource(s), "
                 f"{found.prompts} prompt(s)."
             )
+
+
+def _where(server: MCPServer) -> str:
+    if server.transport_type == Transport.HTTP:
+        return f"Agents reach it at /mcp/{server.slug}"
+    return (
+        f"It is watched and listed; agents cannot call it, for it speaks {server.transport_type} "
+        "and the gateway forwards Streamable HTTP alone."
+    )
 
 
 def _tenant(slug: str) -> Tenant:

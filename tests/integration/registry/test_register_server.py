@@ -65,6 +65,14 @@ def test_headers_that_cannot_be_sent_are_named_and_not_shown(content, words, tmp
     assert not MCPServer.objects.exists()
 
 
+def test_a_server_that_agents_cannot_call_is_said_to_be_one(capsys):
+    url = f"http://127.0.0.1:{closed_port()}/sse"
+    call_command("register_server", "Old", url, "--transport", "sse")
+    out = capsys.readouterr().out
+    assert "agents cannot call it, for it speaks sse" in out
+    assert "/mcp/old" not in out
+
+
 def test_a_server_that_is_away_is_registered_and_said_to_be_away(capsys):
     call_command("register_server", "Away", f"http://127.0.0.1:{closed_port()}/mcp")
     assert "Health: unhealthy. No connection to 127.0.0.1" in capsys.readouterr().out
@@ -107,5 +115,5 @@ def test_a_stdio_command_is_registered_when_that_is_allowed(settings, capsys):
     settings.GATEWAY_ALLOW_STDIO = True
     call_command("register_server", "猫", "false", "--transport", "stdio", "--slug", "cat")
     out = capsys.readouterr().out
-    assert "/mcp/cat" in out
+    assert "Registered 'cat'" in out
     assert "Health: unhealthy" in out
