@@ -39,6 +39,7 @@ __all__ = [
     "Reporter",
     "Session",
     "StepError",
+    "cut_off_since",
     "last_run",
     "open_session",
     "patiently",
@@ -491,6 +492,12 @@ def last_run() -> OptimizeRun | None:
     """The newest run that can be undone and was not; statistics alone leave nothing to undo."""
     runs = OptimizeRun.objects.filter(rolled_back_at=None).order_by("-started_at")
     return next((run for run in runs.iterator(chunk_size=20) if rollback_steps(run)), None)
+
+
+def cut_off_since(run: OptimizeRun) -> OptimizeRun | None:
+    """The newest run after this one that did not come to its end, and left nothing to undo."""
+    later = OptimizeRun.objects.filter(started_at__gt=run.started_at, rolled_back_at=None)
+    return later.exclude(outcome=OptimizeOutcome.DONE).order_by("-started_at").first()
 
 
 def rollback_steps(run: OptimizeRun) -> list[Step]:

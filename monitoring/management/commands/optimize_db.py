@@ -302,7 +302,17 @@ class Command(BaseCommand):
             self._say(NOTHING_TO_UNDO)
         else:
             self._say(f"The run of {_when(run)} is undone: {len(done)} statement(s) ran.")
+            self._say_cut_off(run)
             self._say_walls(walls)
+
+    def _say_cut_off(self, run: OptimizeRun | None) -> None:
+        """Or somebody who wants to undo that run undoes a good one and does not see it."""
+        later = running.cut_off_since(run) if run else None
+        if later is not None:
+            self._say(
+                f"The run of {_when(later)} was later; it was cut off and left nothing to undo. "
+                "What it left behind, optimize_db repairs."
+            )
 
     def _show_rollback(self) -> None:
         run = running.last_run()
@@ -318,6 +328,7 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(document, indent=2))
         else:
             self._say(f"Would undo the run of {_when(run)}:" if run else NOTHING_TO_UNDO)
+            self._say_cut_off(run)
             show_steps(self.console, steps)
 
 

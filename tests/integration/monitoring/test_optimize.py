@@ -725,6 +725,15 @@ def test_rollback_undoes_the_last_run(execute: Execute) -> None:
     assert "No recorded run is left" in optimize("--rollback")[1]
 
 
+@pytest.mark.parametrize("shows", [(), ("--dry-run",)])
+def test_rollback_names_a_later_run_that_was_cut_off(execute: Execute, shows: tuple[str]) -> None:
+    execute("DROP INDEX idx_users_tenant_role")
+    optimize()
+    assert "cut off" not in optimize("--rollback", "--dry-run")[1]
+    OptimizeRun.objects.create()  # killed before its first statement
+    assert "was later; it was cut off" in " ".join(optimize("--rollback", *shows)[1].split())
+
+
 def test_rollback_shows_first_and_changes_nothing(execute: Execute) -> None:
     execute("DROP INDEX idx_users_tenant_role")
     optimize()
