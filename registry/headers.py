@@ -8,13 +8,20 @@ __all__ = ["parse_headers"]
 
 
 def parse_headers(text: str) -> dict[str, str]:
-    """`Name: value`, one a line; ValidationError says which line is none, not what it holds."""
+    """`Name: value`, one a line; ValidationError says which line is none, not what it holds.
+
+    A name stands once, whatever its case: of two values nobody could tell which is sent.
+    """
     headers: dict[str, str] = {}
+    spelt: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         name, colon, value = (part.strip() for part in line.partition(":"))
         if not line.strip():
             continue
         if not (name and colon and value):
             raise ValidationError(f"Line {number} is no header; write Authorization: Bearer …")
+        if name.lower() in spelt:
+            raise ValidationError(f"Line {number} repeats {spelt[name.lower()]}.")
+        spelt[name.lower()] = name
         headers[name] = value
     return headers

@@ -319,11 +319,15 @@ def _check_credentials(credentials: Any) -> None:
     headers = credentials.get("headers") if isinstance(credentials, dict) else None
     if not isinstance(headers, dict) or set(credentials) != {"headers"}:
         raise ValidationError({"credentials": 'Write {"headers": {"Authorization": "Bearer …"}}.'})
+    seen: set[str] = set()
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or name.lower() in _OWN_HEADERS:
             raise ValidationError({"credentials": f"'{name}' is no header that may be set."})
         if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
             raise ValidationError({"credentials": f"The value of '{name}' must be visible ASCII."})
+        if name.lower() in seen:  # the parts of the gateway would send one, the other or both
+            raise ValidationError({"credentials": f"'{name}' is repeated; case does not count."})
+        seen.add(name.lower())
 
 
 def _slug_of(name: str) -> str:

@@ -105,6 +105,7 @@ def test_what_was_measured_is_told_without_digits_that_were_not(client):
         (NEW | {"is_enabled": "perhaps"}, "is_enabled"),
         (NEW | {"credentials": {"headers": {"a b": "c"}}}, "credentials"),
         (NEW | {"credentials": {"headers": {"a": "c\r\nd: e"}}}, "credentials"),
+        (NEW | {"credentials": {"headers": {"X-Key": "a", "x-key": "b"}}}, "credentials"),
         (NEW | {"credentials": "x"}, "credentials"),
         ([NEW], "non_field_errors"),
         ("null", "non_field_errors"),
