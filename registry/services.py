@@ -68,8 +68,16 @@ _SECRET_NAMES = {
 _WITHOUT_ACCENT = str.maketrans(
     {"æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
 )
-# The gateway writes these itself; a stored value would break the message's framing.
-_OWN_HEADERS = {"host", "content-length", "transfer-encoding", "connection", "te", "upgrade"}
+# Of the connection, the protocol and each single call: a stored value would break every call, or
+# be another one in calls than in health checks. gateway/proxy/headers.py says what calls carry.
+_OWN_HEADERS = {
+    "connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te",
+    "trailer", "transfer-encoding", "upgrade",
+    "accept", "accept-encoding", "content-encoding", "content-type", "last-event-id",
+    "mcp-method", "mcp-name", "mcp-protocol-version", "mcp-session-id",
+    "baggage", "traceparent", "tracestate", "x-request-id",
+}  # fmt: skip
+_OWN_PREFIX = "mcp-param-"  # a tool's arguments
 
 
 def server_register(
@@ -321,13 +329,17 @@ def _check_credentials(credentials: Any) -> None:
         raise ValidationError({"credentials": 'Write {"headers": {"Authorization": "Bearer …"}}.'})
     seen: set[str] = set()
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name) or name.lower() in _OWN_HEADERS:
+        if not _HEADER_NAME.fullmatch(name) or _is_own(name.lower()):
             raise ValidationError({"credentials": f"'{name}' is no header that may be set."})
         if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
             raise ValidationError({"credentials": f"The value of '{name}' must be visible ASCII."})
         if name.lower() in seen:  # the parts of the gateway would send one, the other or both
             raise ValidationError({"credentials": f"'{name}' is repeated; case does not count."})
         seen.add(name.lower())
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN_HEADERS or name.startswith(_OWN_PREFIX)
 
 
 def _slug_of(name: str) -> str:

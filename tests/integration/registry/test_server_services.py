@@ -83,6 +83,11 @@ def test_a_slug_is_unique_per_tenant_and_among_the_shared():
         ({"credentials": {"token": "x"}}, "credentials"),
         ({"credentials": {"headers": {"Host": "x"}}}, "credentials"),
         ({"credentials": {"headers": {"X": "a\r\nb"}}}, "credentials"),
+        ({"credentials": {"headers": {"Accept": "text/html"}}}, "credentials"),
+        ({"credentials": {"headers": {"Accept-Encoding": "gzip"}}}, "credentials"),
+        ({"credentials": {"headers": {"MCP-Protocol-Version": "1"}}}, "credentials"),
+        ({"credentials": {"headers": {"Mcp-Param-Region": "eu"}}}, "credentials"),
+        ({"credentials": {"headers": {"X-Request-ID": "1"}}}, "credentials"),
     ],
 )
 def test_bad_input_names_its_field_and_leaves_nothing(changes, field, monkeypatch):
