@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from django.core.exceptions import ValidationError
 
-__all__ = ["parse_headers"]
+__all__ = ["HEADER_NAME", "parse_headers"]
+
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token: RFC 9110, section 5.6.2
 
 
 def parse_headers(text: str) -> dict[str, str]:
@@ -18,7 +22,7 @@ def parse_headers(text: str) -> dict[str, str]:
         name, colon, value = (part.strip() for part in line.partition(":"))
         if not line.strip():
             continue
-        if not (name and colon and value):
+        if not (HEADER_NAME.fullmatch(name) and colon and value):
             raise ValidationError(f"Line {number} is no header; write Authorization: Bearer …")
         if name.lower() in spelt:
             raise ValidationError(f"Line {number} repeats {spelt[name.lower()]}.")

@@ -22,6 +22,7 @@ from registry.audit import Actor, audit_write
 from registry.changes import row_change
 from registry.db.encryption import DecryptionError, Sealed
 from registry.db.tenancy import transaction_left
+from registry.headers import HEADER_NAME
 from registry.health import Checked
 from registry.models import HealthStatus, MCPServer, ServerTool, Tenant, Transport
 from registry.offers import SyncResult, offers_store, sync_failure_note
@@ -56,7 +57,6 @@ CHANGEABLE = {
 }  # fmt: skip
 
 _REGISTRY_NAME = re.compile(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 # Of a query's parameters, without their hyphens and underscores: what can only be a secret.
 _SECRET_NAMES = {
@@ -78,6 +78,7 @@ _OWN_HEADERS = {
     "baggage", "traceparent", "tracestate", "x-request-id",
 }  # fmt: skip
 _OWN_PREFIX = "mcp-param-"  # a tool's arguments
+_NO_NAME = "A header's name is made of letters, digits and hyphens, such as Authorization."
 
 
 def server_register(
@@ -329,7 +330,9 @@ def _check_credentials(credentials: Any) -> None:
         raise ValidationError({"credentials": 'Write {"headers": {"Authorization": "Bearer …"}}.'})
     seen: set[str] = set()
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name) or _is_own(name.lower()):
+        if not HEADER_NAME.fullmatch(name):  # not shown: it may be the secret's beginning
+            raise ValidationError({"credentials": _NO_NAME})
+        if _is_own(name.lower()):
             raise ValidationError({"credentials": f"'{name}' is no header that may be set."})
         if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
             raise ValidationError({"credentials": f"The value of '{name}' must be visible ASCII."})

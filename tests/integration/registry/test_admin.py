@@ -106,6 +106,7 @@ def test_credentials_typed_into_a_refused_form_are_not_sent_back(admin_client):
         ({"endpoint_url": "http://127.0.0.1:8000/mcp"}, "127.0.0.1"),
         ({"transport_type": "stdio", "endpoint_url": "python server.py"}, "register_server"),
         ({"new_credentials": "no header"}, "Line 1 is no header"),
+        ({"new_credentials": "Bearer s3cret:abc"}, "Line 1 is no header"),
         ({"new_credentials": "X-Key: a\nx-key: b"}, "Line 2 repeats X-Key"),
         ({"new_credentials": "Host: elsewhere"}, "Host"),
         ({"registry_name": "no reverse name"}, "reverse-DNS name"),

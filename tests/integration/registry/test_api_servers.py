@@ -124,6 +124,13 @@ def test_a_body_that_does_not_fit_is_refused_by_name(client, settings, body, fie
     assert not MCPServer.objects.exists()
 
 
+def test_what_is_no_header_s_name_is_not_shown(client):
+    answer = sent(client, NEW | {"credentials": {"headers": {"Bearer s3cret": "abc"}}})
+    assert answer.status_code == 400
+    assert "such as Authorization" in answer.json()["credentials"][0]
+    assert b"s3cret" not in answer.content
+
+
 def test_a_large_body_is_refused_before_it_is_parsed(client, settings):
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1000
     assert sent(client, json.dumps(NEW | {"description": "x" * 1000})).status_code == 413

@@ -51,7 +51,8 @@ def test_a_server_gets_its_headers_from_a_file(way, tmp_path, monkeypatch, capsy
         (b"\xff\xfe", "^--headers: .* is no text"),
         (b"\n", "^--headers: There is no header"),
         (b"A: b\ns3cret", "^--headers: Line 2 is no header"),
-        (b"A: s3cret\n\na: s3cret2", "^--headers: Line 3 repeats A\.$"),
+        (b"Bearer s3cret:abc", "^--headers: Line 1 is no header; write Authorization"),
+        (b"A: s3cret\n\na: s3cret2", r"^--headers: Line 3 repeats A\.$"),
         (b"Host: s3cret", "^--headers: 'Host' is no header that may be set"),
     ],
 )
