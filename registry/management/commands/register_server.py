@@ -14,6 +14,7 @@ from registry.management.usage import usage_error
 from registry.models import HealthStatus, MCPServer, Tenant, Transport
 from registry.services import health_check, server_register, tools_sync
 
+MAX_HEADERS_KIB = 64  # more than servers take
 ARGUMENTS = {
     "name": "NAME",
     "endpoint_url": "URL",
@@ -126,8 +127,7 @@ def _tenant(slug: str) -> Tenant:
 def _credentials(file: str) -> dict[str, dict[str, str]]:
     """The headers in a file; ValidationError when it holds none that can be sent."""
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
-        headers = parse_headers(text)
+        headers = parse_headers(_read(file).decode("utf-8-sig"))
     except OSError as error:
         raise ValidationError({"credentials": f"{error.strerror}: {file}"}) from None
     except UnicodeDecodeError:
@@ -137,6 +137,20 @@ def _credentials(file: str) -> dict[str, dict[str, str]]:
     if not headers:
         raise ValidationError({"credentials": "There is no header; write Authorization: Bearer …"})
     return {"headers": headers}
+
+
+def _read(file: str) -> bytes:
+    limit = MAX_HEADERS_KIB * 1024
+    if file != "-":
+        with Path(file).open("rb") as opened:
+            content = opened.read(limit + 1)
+    elif sys.stdin is None or sys.stdin.closed:
+        raise ValidationError("Standard input is closed.")
+    else:
+        content = sys.stdin.buffer.read(limit + 1)
+    if len(content) > limit:
+        raise ValidationError(f"Write at most {MAX_HEADERS_KIB} KiB of headers.")
+    return content
 
 
 def _require_text(**arguments: str) -> None:

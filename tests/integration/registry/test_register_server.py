@@ -33,9 +33,9 @@ def test_it_registers_checks_and_reads_the_tools(capsys):
 
 @pytest.mark.parametrize("way", ["file", "stdin"])
 def test_a_server_gets_its_headers_from_a_file(way, tmp_path, monkeypatch, capsys):
-    lines = "X-API-Key: s3cret\nX-Team: a: b\n"
-    (file := tmp_path / "headers").write_text(lines)
-    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    lines = "\ufeffX-API-Key: s3cret\r\n\nX-Team: a: b\n"
+    (file := tmp_path / "headers").write_bytes(lines.encode())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     given = {"file": str(file), "stdin": "-"}[way]
     with running_peer() as peer:
         call_command("register_server", "x", peer.url, "--headers", given)
@@ -53,6 +53,9 @@ def test_a_server_gets_its_headers_from_a_file(way, tmp_path, monkeypatch, capsy
         (b"A: b\ns3cret", "^--headers: Line 2 is no header"),
         (b"Bearer s3cret:abc", "^--headers: Line 1 is no header; write Authorization"),
         (b"A: s3cret\n\na: s3cret2", r"^--headers: Line 3 repeats A\.$"),
+        (b"A: s3cret\x0bB: c", "^--headers: The value of 'A' must be visible ASCII"),
+        ("A: s3cret\u2028".encode(), "^--headers: The value of 'A' must be visible ASCII"),
+        (b"A: s3cret\n" * 6554, "^--headers: Write at most 64 KiB"),
         (b"Host: s3cret", "^--headers: 'Host' is no header that may be set"),
     ],
 )
@@ -73,6 +76,22 @@ def test_a_server_that_agents_cannot_call_is_said_to_be_one(capsys):
     out = capsys.readouterr().out
     assert "agents cannot call it, for it speaks sse" in out
     assert "/mcp/old" not in out
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("/", "^--headers: Is a directory: /$"),
+        ("/dev/null", "^--headers: There is no header; write Authorization: Bearer …$"),
+        ("/dev/zero", "^--headers: Write at most 64 KiB of headers.$"),
+        ("-", "^--headers: Standard input is closed.$"),
+    ],
+)
+def test_what_cannot_hold_headers_is_told_in_a_sentence(file, words, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)  # what Python makes of a closed one
+    with pytest.raises(CommandError, match=words) as caught:
+        call_command("register_server", "x", "https://8.8.8.8/", "--headers", file)
+    assert caught.value.returncode == 2
 
 
 def test_a_server_that_is_away_is_registered_and_said_to_be_away(capsys):
