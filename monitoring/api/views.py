@@ -66,7 +66,7 @@ from monitoring.schedule import task_run_soon, task_update
 from registry.api.base import Changeable, Creatable, Listed, Removable, ScopedViewSet
 from registry.api.callers import Caller, actor_of, caller_of
 from registry.api.errors import Conflict
-from registry.api.filters import refuse_unknown
+from registry.api.filters import refuse_unknown, text_of
 from registry.api.pagination import (
     CURSOR,
     PAGE_SIZE,
@@ -512,7 +512,11 @@ class TenantUsageView(TableView):
         description="The caller's own tenant; for an operator every tenant, newest first.",
         parameters=[
             HOURS,
-            OpenApiParameter("tenant", str, description="One tenant, by its slug."),
+            OpenApiParameter(
+                "tenant",
+                {"type": "string", "minLength": 1},
+                description="One tenant, by its slug.",
+            ),
             OpenApiParameter("cursor", OpenApiTypes.STR, description=CURSOR),
             OpenApiParameter("page_size", PAGE_SIZE_SCHEMA, description=PAGE_SIZE),
         ],
@@ -523,7 +527,7 @@ class TenantUsageView(TableView):
         tenants = Tenant.objects.all()
         if not caller_of(request).is_operator:
             tenants = tenants.filter(pk=caller_of(request).own_tenant_id)
-        if slug := request.query_params.get("tenant", "").replace("\0", ""):
+        if slug := text_of(request, "tenant"):
             tenants = tenants.filter(slug=slug)
         pages = NewestFirst()
         page = pages.paginate_queryset(tenants, request, self)

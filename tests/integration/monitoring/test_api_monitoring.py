@@ -597,6 +597,12 @@ def test_usage_is_the_callers_own_or_for_operators_everyones(client, operator):
     assert one == row
 
 
+@pytest.mark.parametrize("slug", ["", " ", "\0", "default\0"])
+def test_a_tenant_without_a_name_is_not_every_tenant(operator, slug):
+    answer = operator.get(USAGE, {"tenant": slug})
+    assert (answer.status_code, faults(answer)) == (400, {"tenant"})
+
+
 @pytest.mark.parametrize("hours", ["0", "-1", "many", "", "1.5", "9" * 30, "٣"])
 @pytest.mark.parametrize("path", [PERFORMANCE, USAGE])
 def test_hours_are_a_positive_whole_number(client, path, hours):
