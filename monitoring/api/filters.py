@@ -11,6 +11,7 @@ from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db.models import QuerySet, Subquery
 from django.utils.timezone import now
+from django_filters.fields import IsoDateTimeField
 from django_filters.rest_framework import FilterSet
 from drf_spectacular.utils import extend_schema_field
 
@@ -35,6 +36,35 @@ SENSIBLE = (
 )
 
 NO_TIME = {"invalid": "Write a time as ISO 8601 has it, such as 2026-01-31T12:00:00Z."}
+
+
+class TimeField(IsoDateTimeField):  # type: ignore[misc]
+    """A time in UTC: PostgreSQL takes no offset of 16 hours and more."""
+
+    default_validators = SENSIBLE
+
+    def clean(self, value: Any) -> datetime | None:
+        at: datetime | None = super().clean(value)
+        return at and at.astimezone(UTC)
+
+
+class TimeFilter(django_filters.IsoDateTimeFilter):  # type: ignore[misc]
+    field_class = TimeField
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(error_messages=NO_TIME, **kwargs)
+
+
+class WindowForm(forms.Form):
+    """A window that holds some time; the ends that are left out fit those that are given."""
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean() or self.cleaned_data
+        since, until = given.get("since"), given.get("until")
+        if since and until and since >= until:
+            self.add_error("since", "Write a time before `until`.")
+            self.add_error("until", "Write a time after `since`.")
+        return given
 
 
 @extend_schema_field({"type": "integer", "minimum": 100, "maximum": 599})
@@ -82,17 +112,13 @@ class LogFilter(FilterSet):  # type: ignore[misc]
 
     time_field: ClassVar[str]
 
-    since = django_filters.IsoDateTimeFilter(
+    since = TimeFilter(
         method="bound",
-        validators=SENSIBLE,
-        error_messages=NO_TIME,
         help_text="From this time on (ISO 8601; UTC where no zone is given). Default: 24 hours "
         "before `until`.",
     )
-    until = django_filters.IsoDateTimeFilter(
+    until = TimeFilter(
         method="bound",
-        validators=SENSIBLE,
-        error_messages=NO_TIME,
         help_text="Before this time (ISO 8601; UTC where no zone is given). Default: now.",
     )
     tenant = TenantFilter("tenant_id", method="of_tenant")
@@ -103,6 +129,9 @@ class LogFilter(FilterSet):  # type: ignore[misc]
         of="a request's",
         help_text="As X-Request-ID gave it. It tells the time, so no window is needed.",
     )
+
+    class Meta:
+        form = WindowForm
 
     def bound(self, rows: QuerySet[Any], _name: str, _value: datetime) -> QuerySet[Any]:
         return rows  # both ends together, in filter_queryset
@@ -138,7 +167,7 @@ class AuditLogFilter(LogFilter):
     resource_id = ExactFilter()
     success = TruthFilter()
 
-    class Meta:
+    class Meta(LogFilter.Meta):
         model = AuditLogEntry
         fields: list[str] = []
 
@@ -153,6 +182,6 @@ class RequestLogFilter(LogFilter):
     status_min = StatusFilter(lookup_expr="gte", help_text="This status or a higher one.")
     error_type = ExactFilter(help_text="Such as circuit_open.")
 
-    class Meta:
+    class Meta(LogFilter.Meta):
         model = RequestLogEntry
         fields: list[str] = []

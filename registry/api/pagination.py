@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -138,11 +139,11 @@ class Keyset(BasePagination):
             direction, *values = map(_text, json.loads(urlsafe_b64decode(padded)))
             backwards = {"next": False, "previous": True}[direction]
             place = {
-                name: model._meta.get_field(name).to_python(value)  # type: ignore[union-attr]
+                name: _in_utc(model._meta.get_field(name).to_python(value))  # type: ignore[union-attr]
                 for name, value in zip(self.ordering, values, strict=True)
             }
         except (
-            LookupError, ValueError, TypeError, AttributeError, RecursionError,
+            LookupError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
             DjangoValidationError,
         ):  # fmt: skip
             message = "No cursor of this list: use `next` and `previous` of an answer as they are."
@@ -157,6 +158,15 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value
+
+
+def _in_utc(value: Any) -> Any:
+    """A time as every cursor has it; PostgreSQL takes no offset of 16 hours and more."""
+    if not isinstance(value, datetime):
+        return value
+    if value.tzinfo is None:
+        raise ValueError(value)
+    return value.astimezone(UTC)
 
 
 class NewestFirst(Keyset):
