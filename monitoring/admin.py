@@ -48,7 +48,7 @@ from monitoring.models import (
     Severity,
 )
 from monitoring.querysets import AUDIT_INDEXED, REQUESTS_INDEXED, Window, within
-from monitoring.retention.preview import preview
+from monitoring.retention.preview import preview_in_words
 from monitoring.retention.tables import RETAINED
 from monitoring.schedule import task_run_soon, task_update
 from registry.admin_base import (
@@ -909,10 +909,7 @@ class DataRetentionPolicyAdmin(NotedMixin, ServiceAdmin):
     def would_go(self, policy: DataRetentionPolicy) -> str:
         # What is stored, not what the form just refused.
         stored = DataRetentionPolicy.objects.get(pk=policy.pk)
-        try:
-            return str(preview(stored, at=now()))
-        except ValidationError as error:
-            return " ".join(error.messages)
+        return preview_in_words(stored, at=now())
 
     @display(
         description="state",

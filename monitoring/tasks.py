@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.db import Error, transaction
 from django.db.backends.utils import CursorWrapper
 from psycopg import sql
 
@@ -22,7 +23,7 @@ from monitoring.retention.partitions import (
     partitions_prepare,
     partitions_retire,
 )
-from monitoring.retention.preview import preview
+from monitoring.retention.preview import preview, preview_in_words
 from monitoring.retention.run import policies_due, policies_run
 from monitoring.rollups import rollups_compact, rollups_prune
 from monitoring.snapshots import size_snapshot_take, statement_snapshot_take
@@ -122,23 +123,17 @@ def _stale_tables(cursor: CursorWrapper) -> list[str]:
 
 
 def _rows_due(at: datetime) -> int:
-    """What the next run would delete; a policy that does not fit deletes nothing."""
+    """What the next run would delete; a policy that does not fit or cannot be run, nothing."""
     rows = 0
     for policy in policies_due(at):
-        try:
+        with suppress(ValidationError, Error), transaction.atomic():
             rows += preview(policy, at=at).rows
-        except ValidationError:
-            continue
     return rows
 
 
 def _retention_previewed(at: datetime) -> Iterator[str]:
     for policy in DataRetentionPolicy.objects.filter(is_active=True).order_by("name"):
-        try:
-            what = str(preview(policy, at=at))
-        except ValidationError as error:
-            what = " ".join(error.messages)
-        yield f"{policy.name}: {what}"
+        yield f"{policy.name}: {preview_in_words(policy, at=at)}"
 
 
 PERIODIC = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from ipaddress import ip_address
 from typing import Any
 from uuid import UUID
@@ -157,7 +157,11 @@ def _moment(value: str) -> datetime:
     found = datetime.fromisoformat(value)
     if found.tzinfo is None:
         raise ValueError(value)
-    return found
+    try:
+        # PostgreSQL knows no offset of 16 hours and more; Python does.
+        return found.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(value) from None
 
 
 def _address(value: str) -> Any:

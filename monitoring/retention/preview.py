@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.core.exceptions import ValidationError
-from django.db import OperationalError, connection, transaction
+from django.db import Error, OperationalError, connection, transaction
 from django.template.defaultfilters import filesizeformat
 from psycopg import errors, sql
 
@@ -14,7 +14,7 @@ from monitoring.retention.target import Policy, Target, target_of
 from registry.db.partitions import PartitionsError, plan_expired, read_partitions
 from registry.figures import counted
 
-__all__ = ["MOST_COUNTED", "Preview", "preview"]
+__all__ = ["MOST_COUNTED", "Preview", "preview", "preview_in_words"]
 
 MOST_COUNTED = 100_000  # rows; above that the planner's estimate is told
 COUNTING_MS = 2_000
@@ -87,6 +87,18 @@ def preview(policy: Policy, *, at: datetime) -> Preview:
         partitions=partitions,
         is_archived=policy.archive,
     )
+
+
+def preview_in_words(policy: Policy, *, at: datetime) -> str:
+    """The same as a sentence, or why it cannot be had: one bad policy must not hide the others."""
+    try:
+        with transaction.atomic():  # an outer transaction goes on after what PostgreSQL refuses
+            return str(preview(policy, at=at))
+    except ValidationError as error:
+        return " ".join(error.messages)
+    except Error as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"PostgreSQL cannot tell: {reason.rstrip('.')}."
 
 
 def _of_partitions(table: str, target: Target, at: datetime) -> tuple[int, int, int]:

@@ -56,6 +56,8 @@ def test_all_of_it_must_hold():
         ({"text": {"=": "a\0b"}}, "text of at most"),
         ({"text": {"=": "\ud800"}}, "surrogates"),
         ({"timestamp_with_time_zone": {"<": "2026-01-31T12:00:00"}}, "time with its zone"),
+        ({"timestamp_with_time_zone": {"<": "0001-01-01T00:00:00+01:00"}}, "time with its zone"),
+        ({"timestamp_with_time_zone": {">": "9999-12-31T23:30:00-01:00"}}, "time with its zone"),
         ({"date": {"<": "yesterday"}}, "a day such as"),
         ({"uuid": {"=": "abc"}}, "a UUID"),
         ({"inet": {"=": "fe80::1%eth0"}}, "an IP address"),

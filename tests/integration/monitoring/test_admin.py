@@ -30,6 +30,7 @@ from monitoring.models import (
     RequestLog,
     RequestLogEntry,
 )
+from monitoring.retention import preview as previewing
 from registry.db.ids import uuid7
 from registry.models import MCPServer, ServerMetricEntry
 from tests.factories import (
@@ -732,6 +733,15 @@ def test_the_page_of_a_policy_that_fits_no_table_still_opens(admin_client):
     policy = DataRetentionPolicyFactory(table_name="users", date_column="created_at")
     page = reverse("admin:monitoring_dataretentionpolicy_change", args=[policy.pk])
     assert "Choose one of" in admin_client.get(page).text
+
+
+def test_the_page_of_a_policy_that_postgresql_cannot_run_still_opens(admin_client, monkeypatch):
+    monkeypatch.setattr(previewing, "_COUNT", previewing._COUNT.replace("count(*)", "count(*) / 0"))
+    policy = DataRetentionPolicyFactory(table_name="sessions", date_column="expires_at")
+    page = reverse("admin:monitoring_dataretentionpolicy_change", args=[policy.pk])
+    assert "PostgreSQL cannot tell: division by zero." in admin_client.get(page).text
+    refused = admin_client.post(page, {**POLICY, "retention_days": "0"})  # in a transaction
+    assert "PostgreSQL cannot tell: division by zero." in refused.text
 
 
 def test_views_are_refreshed_by_an_action(admin_client):

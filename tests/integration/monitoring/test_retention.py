@@ -9,7 +9,9 @@ from uuid import UUID
 
 import pytest
 from django.core.exceptions import ValidationError
+from django.core.management import call_command
 from django.db import connection
+from django.utils.timezone import now
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
@@ -23,7 +25,7 @@ from monitoring.models import (
 )
 from monitoring.retention import preview as previewing
 from monitoring.retention import run as running
-from monitoring.retention.conditions import compile_conditions
+from monitoring.retention.conditions import KINDS, Kind, compile_conditions
 from monitoring.retention.preview import preview
 from monitoring.retention.run import RUN_EVERY, RetentionError, policies_run
 from monitoring.retention.tables import RETAINED, relation_of
@@ -430,6 +432,28 @@ def test_a_preview_that_takes_too_long_is_the_planners_estimate(monkeypatch):
     monkeypatch.setattr(previewing, "COUNTING_MS", 50)
     sessions(8)
     assert preview(policy_of_sessions(), at=AT).is_estimate
+
+
+def test_times_of_every_offset_are_run():
+    """PostgreSQL itself knows none of 16 hours and more."""
+    sessions(8, 9)
+    told = {"expires_at": {"<": "2026-06-07T12:00:00+23:59", ">": "2026-06-04T20:00:00-16:00"}}
+    assert preview(policy_of_sessions(conditions=told), at=AT).rows == 1
+    assert run() == 1
+
+
+def test_a_policy_that_postgresql_cannot_run_does_not_hide_the_others(monkeypatch, capsys):
+    SessionFactory(expires_at=now() - timedelta(days=8))
+    taken_raw = Kind(str, '"2026-01-31T12:00:00Z"')
+    monkeypatch.setitem(KINDS, "timestamp with time zone", taken_raw)
+    told = {"expires_at": {"<": "2026-01-01T00:00:00+23:59"}}
+    policy_of_sessions(name="a bad one", conditions=told)
+    policy_of_sessions(name="good")
+    call_command("run_maintenance", "--task", "retention_run", "--dry-run")
+    lines = capsys.readouterr().out
+    assert "retention_run: 1 row due" in lines
+    assert "  a bad one: PostgreSQL cannot tell: time zone displacement out of range" in lines
+    assert "  good: 1 row (about " in lines
 
 
 # ---------------------------------------------------------------- partitioned tables
