@@ -21,9 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
-from psycopg import Connection, sql
+from psycopg import Connection, Error, errors, sql
 
-from registry.db.partitions import PartitionsError, Span, Step, Verb, partition_name, statement
+from registry.db.partitions import (
+    PartitionsError,
+    Place,
+    Span,
+    Step,
+    Verb,
+    partition_name,
+    read_partitions,
+    statement,
+)
 
 if TYPE_CHECKING:
     from pyarrow import Schema
@@ -340,15 +349,32 @@ def archive_restore(connection: BaseDatabaseWrapper, path: Path, *, attach: bool
     archive = archive_read(path)
     name = archive.partition if attach else f"restored_{archive.partition}"
     raw = _raw(connection)
-    with raw.transaction():
+    with _told_in_words(archive), raw.transaction():
         raw.execute(_PLAIN_TEXT)
         _refuse_unfit(raw, archive, name)
+        if attach:
+            _refuse_overlap(connection, archive)
         _run(raw, Verb.MAKE, archive, name)
         _load(raw, path, sql.Identifier(name))
         raw.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(name)))
         if attach:
             _run(raw, Verb.ATTACH, archive, name)
     return name
+
+
+@contextmanager
+def _told_in_words(archive: Archive) -> Iterator[None]:
+    """psycopg's own errors, which Django does not translate, without the rows in their detail."""
+    try:
+        yield
+    except errors.LockNotAvailable:
+        raise ArchiveError(
+            f"{archive.table} was locked by others for too long and nothing was restored: "
+            "try again later"
+        ) from None
+    except Error as error:
+        reason = error.diag.message_primary or _first_line(error)
+        raise ArchiveError(f"PostgreSQL refused to restore {archive.path}: {reason}") from None
 
 
 def _run(raw: Connection[Any], verb: Verb, archive: Archive, name: str) -> None:
@@ -363,6 +389,15 @@ def _refuse_unfit(raw: Connection[Any], archive: Archive, name: str) -> None:
         raise ArchiveError(f"{archive.table} has no column {', '.join(missing)} any more")
     if _columns(raw, name):
         raise ArchiveError(f"There is a table {name} already: drop or rename it first")
+
+
+def _refuse_overlap(connection: BaseDatabaseWrapper, archive: Archive) -> None:
+    for partition in read_partitions(connection, archive.table):
+        if partition.place is not Place.LOOSE and partition.span.overlaps(archive.span):
+            raise ArchiveError(
+                f"{partition.name}, a partition of {archive.table}, is of the same time as "
+                f"{archive.path}: leave --attach out"
+            )
 
 
 def _columns(raw: Connection[Any], table: str) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.utils.timezone import now
 from psycopg import sql
 
@@ -273,3 +273,54 @@ def test_only_partitioned_logs_are_archived() -> None:
     )
     with pytest.raises(ValidationError, match="loses single rows"):
         policy.full_clean()
+
+
+def archived(**fields: Any) -> Path:
+    """The file of one row of today."""
+    RequestLogFactory(**fields)
+    retire()
+    return archive._folder() / TABLE / f"{todays()}.parquet"
+
+
+def test_attaching_beside_a_partition_of_the_same_time_is_one_sentence() -> None:
+    path = archived()
+    day = now().replace(hour=0, minute=0, second=0, microsecond=0)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TABLE request_logs_other PARTITION OF request_logs"
+            " FOR VALUES FROM (%s) TO (%s)",
+            [day + timedelta(hours=6), day + timedelta(hours=7)],
+        )
+    before = tables()
+    try:
+        with pytest.raises(CommandError, match=r"^request_logs_other, a partition") as refused:
+            restore(path, attach=True)
+        assert refused.value.returncode == 1
+        assert tables() == before
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE request_logs_other")
+
+
+def test_attaching_while_others_lock_the_log_is_one_sentence() -> None:
+    path = archived()
+    before = tables()
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE request_logs IN SHARE UPDATE EXCLUSIVE MODE")
+        with pytest.raises(CommandError, match=r"locked by others .* try again later.$"):
+            restore(path, attach=True)
+    assert tables() == before
+
+
+def test_rows_that_postgresql_refuses_are_not_told() -> None:
+    path = archived(tool_name="a secret")
+    whole = pq.read_table(path)
+    place = whole.schema.get_field_index("status_code")
+    field = whole.schema.field(place)
+    pq.write_table(whole.set_column(place, field, pyarrow.array([None], field.type)), path)
+    before = tables()
+    with pytest.raises(CommandError, match='null value in column "status_code"') as refused:
+        restore(path)
+    assert "a secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert tables() == before
