@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,17 +140,29 @@ def _archive_of(path: Path, file: ParquetFile) -> Archive:
     told = (file.schema_arrow.metadata or {}).get(METADATA)
     if told is None:
         raise ArchiveError(f"{path} was not written by this program.")
-    raw = json.loads(told)
-    archive = Archive(
-        path=path,
-        table=raw["table"],
-        span=Span(datetime.fromisoformat(raw["since"]), datetime.fromisoformat(raw["until"])),
-        figures=Figures(**raw["figures"]),
-        columns=tuple(file.schema_arrow.names),
-    )
+    try:
+        archive = _understood(path, json.loads(told), tuple(file.schema_arrow.names))
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
+        raise ArchiveError(
+            f"{path} was not written by this program: its metadata do not say what it holds."
+        ) from None
     if file.metadata.num_rows != archive.figures.rows:
         raise ArchiveError(f"{path} holds {file.metadata.num_rows} rows, not what it says itself.")
     return archive
+
+
+def _understood(path: Path, told: Any, columns: tuple[str, ...]) -> Archive:
+    """What `_schema` wrote; one of several errors for anything else."""
+    table, figures = told["table"], Figures(**told["figures"])
+    if not (table.isascii() and table.isidentifier() and figures.checksum.isdecimal()):
+        raise ValueError(told)
+    if type(figures.rows) is not int:
+        raise TypeError(figures.rows)
+    since, until = (datetime.fromisoformat(told[end]) for end in ("since", "until"))
+    if since.tzinfo is None or until.tzinfo is None or since >= until:
+        raise ValueError(told)
+    span = Span(since.astimezone(UTC), until.astimezone(UTC))
+    return Archive(path=path, table=table, span=span, figures=figures, columns=columns)
 
 
 @contextmanager

@@ -324,3 +324,46 @@ def test_rows_that_postgresql_refuses_are_not_told() -> None:
     assert "a secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
     assert tables() == before
+
+
+TOLD = {
+    "table": TABLE,
+    "since": "2026-01-01T00:00:00+00:00",
+    "until": "2026-01-02T00:00:00+00:00",
+    "figures": {"rows": 1, "checksum": "1"},
+}
+
+
+def parquet(path: Path, metadata: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = pyarrow.table({"a": [1]})
+    pq.write_table(rows.replace_schema_metadata({archive.METADATA: metadata.encode()}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "{",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        json.dumps(TOLD | {"table": None}),
+        json.dumps(TOLD | {"table": "a\0b"}),
+        json.dumps(TOLD | {"since": "x"}),
+        json.dumps(TOLD | {"since": 1}),
+        json.dumps(TOLD | {"since": "2026-01-01T00:00:00"}),
+        json.dumps(TOLD | {"since": "0001-01-01T00:00:00+10:00"}),
+        json.dumps(TOLD | {"until": TOLD["since"]}),
+        json.dumps(TOLD | {"figures": []}),
+        json.dumps(TOLD | {"figures": {"rows": 1, "checksum": "1", "more": 1}}),
+        json.dumps(TOLD | {"figures": {"rows": 1, "checksum": 1}}),
+        json.dumps(TOLD | {"figures": {"rows": 1.0, "checksum": "1"}}),
+    ],
+    ids=lambda metadata: metadata[:90],
+)
+def test_metadata_that_say_nothing_are_told_in_words(folder: Path, metadata: str) -> None:
+    path = parquet(folder / TABLE / "odd.parquet", metadata)
+    with pytest.raises(CommandError, match="its metadata do not say what it holds") as refused:
+        restore(path)
+    assert refused.value.returncode == 1
