@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Archive",
     "ArchiveError",
+    "archive_files",
     "archive_obstacle",
     "archive_partition",
     "archive_read",
     "archive_restore",
-    "archives",
 ]
 
 BATCH_ROWS = 20_000
@@ -115,10 +115,12 @@ def archive_obstacle() -> str:
     return ""
 
 
-def archives() -> Iterator[Archive]:
-    """The files of the folder, by table and time. ArchiveError for one that is none."""
-    for path in sorted(_folder().glob("*/*.parquet")):
-        yield archive_read(path)
+def archive_files() -> list[Path]:
+    """The files of the folder, by table and time. ArchiveError where none could be read."""
+    found = sorted(_folder().glob("*/*.parquet"))
+    if found:
+        _pyarrow()
+    return found
 
 
 def _folder() -> Path:

@@ -11,7 +11,13 @@ from django.db import Error
 from django.utils.timezone import now
 
 from monitoring.audit import Actor, audit_write
-from monitoring.retention.archive import Archive, archive_read, archive_restore, archives
+from monitoring.retention.archive import (
+    Archive,
+    ArchiveError,
+    archive_files,
+    archive_read,
+    archive_restore,
+)
 from monitoring.retention.partitions import expiring_policy
 from registry.db.direct import PoolerError, direct_connections
 from registry.db.partitions import PartitionsError
@@ -50,11 +56,14 @@ class Command(BaseCommand):
             raise CommandError(f"PostgreSQL refused to restore it: {reason}.") from None
 
     def _list(self, *, as_json: bool) -> None:
-        found = [_described(archive) for archive in archives()]
+        found = [_looked_at(path) for path in archive_files()]
         if as_json:
             self.stdout.write(json.dumps(found, indent=2))
             return
         for one in found:
+            if "error" in one:
+                self.stdout.write(self.style.WARNING(one["error"]))
+                continue
             self.stdout.write(
                 f"{one['file']}: {one['rows']:,} rows of {one['table']}"
                 f" from {one['since']:.16} until {one['until']:.16} UTC"
@@ -87,6 +96,14 @@ def _refuse_expired(archive: Archive) -> None:
             f"The retention policy {policy.name} keeps {policy.retention_days} days and would drop "
             "the partition again: switch it off or let it keep more, or leave --attach out"
         )
+
+
+def _looked_at(path: Path) -> dict[str, Any]:
+    """A file that cannot be read must not hide the others: it says so in its place."""
+    try:
+        return _described(archive_read(path))
+    except ArchiveError as error:
+        return {"file": str(path), "error": str(error)}
 
 
 def _described(archive: Archive) -> dict[str, Any]:

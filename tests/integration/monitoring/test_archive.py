@@ -367,3 +367,16 @@ def test_metadata_that_say_nothing_are_told_in_words(folder: Path, metadata: str
     with pytest.raises(CommandError, match="its metadata do not say what it holds") as refused:
         restore(path)
     assert refused.value.returncode == 1
+    assert "its metadata do not say" in restore()
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_the_others(folder: Path) -> None:
+    torn = folder / TABLE / "a.parquet"
+    parquet(folder / TABLE / "b.parquet", json.dumps(TOLD))
+    torn.write_text("torn")
+    first, second = restore().splitlines()
+    assert first.startswith(f"{torn} cannot be read as Parquet")
+    assert "b.parquet: 1 rows of request_logs from 2026-01-01 00:00 until" in second
+    broken, whole = json.loads(restore(json=True))
+    assert (broken["file"], "rows" in broken, whole["rows"]) == (str(torn), False, 1)
+    assert broken["error"] == first
