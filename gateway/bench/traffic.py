@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from gateway.bench.queries import QUERIES, Statement, draw
 from monitoring.bench.lockwait import LockWatch, watching
 from registry.db.direct import BRIEF_LOCK_MS
 from registry.db.partitions import Partition, Place, partitions_drop, read_partitions
-from registry.db.scratch import address, connect
+from registry.db.scratch import connect, environment
 from registry.db.tenancy import OPERATOR_ROLE
 
 __all__ = ["During", "Traffic", "TrafficError", "run_traffic"]
@@ -43,7 +42,6 @@ LOG = "request_logs"
 # for the disk, not for an index that is missing.
 INDEX = "idx_request_routing_composite"
 APPLICATION = "mcp-gateway bench_db traffic"
-OTHER_DATABASES = ("DATABASE_DIRECT_URL", "DATABASE_MAINTENANCE_URL", "DATABASE_REPLICA_URL")
 
 
 class TrafficError(Exception):
@@ -144,18 +142,14 @@ def _optimize() -> None:
 
     In this one it would take the interpreter from the sessions whose time is measured.
     """
-    # Empty, not left out: a .env file would give them again, and with them another database.
-    others = dict.fromkeys(OTHER_DATABASES, "")
-    environment = {
-        **os.environ,
-        **others,
-        "DATABASE_URL": address(),
-        "SECRET_KEY": settings.SECRET_KEY,
-        "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
-    }
     command = [sys.executable, "manage.py", "optimize_db", "--phase", "1", "--json"]
     done = subprocess.run(
-        command, env=environment, cwd=settings.BASE_DIR, capture_output=True, text=True, check=False
+        command,
+        env=environment(),
+        cwd=settings.BASE_DIR,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise TrafficError(f"optimize_db failed: {done.stderr.strip()[-1000:]}")

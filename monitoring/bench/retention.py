@@ -4,7 +4,8 @@
 
 Makes a scratch database on DATABASE_URL's server (a role that may CREATE DATABASE), fills
 `sessions` with old rows, lets writers prolong and add logins with and without a policy at work,
-in turns, prints their latency, and drops the database.
+in turns, prints their latency, and drops the database. Retention runs in a process of its own, as
+in a worker: in the writers' it would take the interpreter from them.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import Event
 from uuid import uuid4
@@ -50,12 +54,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=500_000, help="old rows to delete")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each turn")
-    parser.add_argument("--batch-size", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=1000, help="of the policy, at most")
+    parser.add_argument(
+        "--retain", action="store_true", help=argparse.SUPPRESS
+    )  # the other process
     options = parser.parse_args(arguments)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gateway.settings")
     django.setup()
     from registry.db.scratch import migrated_database
 
+    if options.retain:
+        _retain()
+        return
     with migrated_database():
         _measure(options.rows, options.seconds, options.batch_size)
 
@@ -89,10 +99,11 @@ def _measure(rows: int, seconds: float, batch_size: int) -> None:
     with_it: list[float] = []
     worked = 0.0
     for _ in range(TURNS):
-        without += _turn(live, seconds, None)
-        began = time.monotonic()
-        with_it += _turn(live, seconds, _retain)
-        worked += time.monotonic() - began
+        without += _turn(live, seconds)
+        with _retaining():
+            began = time.monotonic()
+            with_it += _turn(live, seconds)
+            worked += time.monotonic() - began
     policy.refresh_from_db()
     for name, taken in (("without", without), ("with retention", with_it)):
         p50, p99 = _percentile(taken, 50), _percentile(taken, 99)
@@ -104,32 +115,40 @@ def _measure(rows: int, seconds: float, batch_size: int) -> None:
         print_line("All old rows were gone before the end: take more --rows.\n")
 
 
-def _retain(stop: Callable[[], bool]) -> None:
-    from django.db import connection
+@contextmanager
+def _retaining() -> Iterator[None]:
+    """Retention runs over and over in another process, from the first batch to the end."""
+    from registry.db.scratch import environment
 
+    command = [sys.executable, "-m", "monitoring.bench.retention", "--retain"]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE) as other:
+        try:
+            next(iter(other.stdout or ()), None)  # it is about to begin
+            yield
+        finally:
+            other.terminate()
+
+
+def _retain() -> None:
     from monitoring.models import DataRetentionPolicy
     from monitoring.retention.run import policies_run
 
-    try:
-        while not stop():
-            DataRetentionPolicy.objects.update(next_run=None)
-            policies_run(at=datetime.now(UTC), stop=stop)
-    finally:
-        connection.close()
+    over = Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    while not over.is_set():
+        DataRetentionPolicy.objects.update(next_run=None)
+        policies_run(at=datetime.now(UTC), stop=over.is_set)
 
 
-def _turn(
-    live: list[object], seconds: float, beside: Callable[[Callable[[], bool]], None] | None
-) -> list[float]:
+def _turn(live: list[object], seconds: float) -> list[float]:
     """The milliseconds of every write."""
     over = Event()
-    with ThreadPoolExecutor(WRITERS + 1) as pool:
-        other = pool.submit(beside, over.is_set) if beside else None
+    with ThreadPoolExecutor(WRITERS) as pool:
         writers = [pool.submit(_write, live, over, number) for number in range(WRITERS)]
         time.sleep(seconds)
         over.set()
-        if other:
-            other.result()
         return [taken for writer in writers for taken in writer.result()]
 
 

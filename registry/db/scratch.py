@@ -6,6 +6,7 @@ too; what a killed run left behind, the next one removes.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -29,8 +30,8 @@ from registry.db.embedded import local_cluster
 __all__ = [
     "PREFIX",
     "ScratchError",
-    "address",
     "connect",
+    "environment",
     "migrated_database",
     "scratch_database",
 ]
@@ -92,8 +93,20 @@ def connect(application_name: str = "mcp-gateway benchmark") -> psycopg.Connecti
     return psycopg.connect(**parameters, autocommit=True)
 
 
-def address() -> str:
-    """DATABASE_URL of the database that is the default one now, for a process of its own."""
+def environment() -> dict[str, str]:
+    """Of a process of its own, whose database is the one that is the default here now."""
+    # Empty, not left out: a .env file would give them again, and with them another database.
+    others = ("DATABASE_DIRECT_URL", "DATABASE_MAINTENANCE_URL", "DATABASE_REPLICA_URL")
+    return {
+        **os.environ,
+        **dict.fromkeys(others, ""),
+        "DATABASE_URL": _address(),
+        "SECRET_KEY": settings.SECRET_KEY,
+        "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
+    }
+
+
+def _address() -> str:
     found = connections["default"].get_connection_params()
     who = ":".join(quote(str(found.get(name) or ""), safe="") for name in ("user", "password"))
     where = urlencode({name: found[name] for name in IN_ADDRESS if found.get(name)})
