@@ -31,11 +31,16 @@ logger = logging.getLogger(__name__)
 RUN_EVERY = timedelta(hours=1)  # so that a day's rows do not go all at once
 BUDGET_SECONDS = 60.0  # of one policy in one run; the rest goes in the next one
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.01, 2.0  # seconds
+# Others notice a batch while it takes a processor from them: it has as many rows as go in so many
+# seconds, from the fewest up to the policy's own.
+BATCH_SECONDS, FEWEST_ROWS = 0.002, 100
 
 Rest = Callable[[float], None]
 
+# A batch that a crash takes back is deleted again, so none is worth waiting for the disk.
 _LIMITS = (
-    "SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', '10s', true)"
+    "SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', '10s', true),"
+    " set_config('synchronous_commit', 'off', true)"
 )
 # Rows that somebody else has locked, such as a login just being prolonged, are left for the next
 # run. Each batch starts where the one before ended: what that one left dead in the index is not
@@ -145,13 +150,15 @@ class _Run:
         """Delete batch after batch; the seconds that each took."""
         statement = batch_statement(target)
         start: Any = "-infinity"
+        rows = min(FEWEST_ROWS, self.policy.batch_size)
         while start is not None:
             began = time.monotonic()
             end = target.before(self.at)
-            values = [start, end, *target.conditions.parameters, self.policy.batch_size]
-            start = self._batch(statement, values)
+            start = self._batch(statement, [start, end, *target.conditions.parameters, rows])
+            taken = time.monotonic() - began
             if start is not None:
-                yield time.monotonic() - began
+                yield taken
+            rows = next_rows(rows, seconds=taken, most=self.policy.batch_size)
 
     def _batch(self, statement: sql.Composed, values: list[Any]) -> datetime | None:
         """Delete one batch; the time of its youngest row, None when there was none left."""
@@ -193,6 +200,12 @@ class _Run:
             last_error=self.error,
             updated_at=self.at,
         )
+
+
+def next_rows(rows: int, *, seconds: float, most: int) -> int:
+    """Rows of the next batch, after one of so many rows took so many seconds."""
+    wanted = round(rows * min(2.0, BATCH_SECONDS / max(seconds, 1e-6)))
+    return min(max(wanted, FEWEST_ROWS), most)
 
 
 def batch_statement(target: Target) -> sql.Composed:
