@@ -108,17 +108,7 @@ def breaker_record_success(
         streak = CircuitBreaker.objects.filter(id=breaker_id, state=CLOSED, failure_count__gt=0)
         streak.update(failure_count=0, **common)
         return
-    enough = Q(success_count__gte=F("success_threshold") - 1)
-    _probe(breaker_id, probe_until).update(
-        state=Case(When(enough, then=Value(CLOSED)), default=Value(HALF_OPEN)),
-        last_state_change=Case(When(enough, then=Value(at)), default=F("last_state_change")),
-        success_count=Case(
-            When(enough, then=Value(0)), default=F("success_count") + 1, output_field=COUNT
-        ),
-        failure_count=0,
-        probe_until=None,
-        **common,
-    )
+    _probe(breaker_id, probe_until).update(**_after_success(at), **common)
 
 
 def breakers_untried(*, at: datetime) -> QuerySet[CircuitBreaker]:
@@ -142,26 +132,7 @@ def breakers_recover(*, at: datetime) -> int:
 
     One statement, which looks again at a breaker that a call has changed meanwhile.
     """
-    was_open = Q(state=OPEN)
-    enough = Q(was_open, success_threshold=1) | Q(
-        ~was_open, success_count__gte=F("success_threshold") - 1
-    )
-    return breakers_untried(at=at).update(
-        state=Case(When(enough, then=Value(CLOSED)), default=Value(HALF_OPEN)),
-        last_state_change=Case(
-            When(was_open | enough, then=Value(at)), default=F("last_state_change")
-        ),
-        success_count=Case(
-            When(enough, then=Value(0)),
-            When(was_open, then=Value(1)),
-            default=F("success_count") + 1,
-            output_field=COUNT,
-        ),
-        failure_count=0,
-        probe_until=None,
-        last_success_time=at,
-        updated_at=at,
-    )
+    return breakers_untried(at=at).update(**_after_success(at), last_success_time=at, updated_at=at)
 
 
 def breaker_add_healthy(*, calls: Mapping[UUID, int]) -> None:
@@ -315,6 +286,22 @@ def _testable(at: datetime) -> Q:
     """Open and past its time-out, or half-open with no probe on its way."""
     due = Q(state=OPEN, last_state_change__lte=at - _TIMEOUT)
     return due | Q(state=HALF_OPEN) & (Q(probe_until=None) | Q(probe_until__lte=at))
+
+
+def _after_success(at: datetime) -> dict[str, Any]:
+    """What a probe that went well makes of a breaker; one that is still open begins to count."""
+    was_open = Q(state=OPEN)
+    before = Case(When(was_open, then=Value(0)), default=F("success_count"), output_field=COUNT)
+    enough = Q(success_threshold__lte=before + 1)
+    return {
+        "state": Case(When(enough, then=Value(CLOSED)), default=Value(HALF_OPEN)),
+        "last_state_change": Case(
+            When(was_open | enough, then=Value(at)), default=F("last_state_change")
+        ),
+        "success_count": Case(When(enough, then=Value(0)), default=before + 1, output_field=COUNT),
+        "failure_count": 0,
+        "probe_until": None,
+    }
 
 
 def _probe(breaker_id: UUID, probe_until: datetime) -> QuerySet[CircuitBreaker]:
