@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from math import ceil
 from uuid import UUID
 
-from security.refusals import Reason, Refusal
+from security.refusals import Reason, Refusal, whole_seconds
 
 __all__ = ["RateLimiter", "Window"]
 
@@ -81,7 +80,7 @@ class RateLimiter:
             return Refusal(
                 Reason.RATE_LIMITED,
                 f"The API key's limit of {per_hour} calls an hour and {per_day} a day is used up. "
-                f"Try again in {ceil(wait)} s, or ask for a higher limit.",
+                f"Try again in {whole_seconds(wait)} s, or ask for a higher limit.",
                 retry_after=wait,
             )
         usage.hour.current += 1

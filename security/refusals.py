@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["Reason", "Refusal"]
+__all__ = ["Reason", "Refusal", "whole_seconds"]
 
 
 class Reason(StrEnum):
@@ -50,5 +50,10 @@ class Refusal:
 
     @property
     def retry_after_header(self) -> str | None:
-        """Whole seconds, at least one: clients read a zero as 'at once'."""
-        return None if self.retry_after is None else str(max(1, math.ceil(self.retry_after)))
+        """The value of Retry-After."""
+        return None if self.retry_after is None else str(whole_seconds(self.retry_after))
+
+
+def whole_seconds(wait: float) -> int:
+    """Of a time to wait: never too little, and at least one, as clients read 0 as 'at once'."""
+    return max(1, math.ceil(wait))

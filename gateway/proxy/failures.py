@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from security.refusals import Refusal
+from security.refusals import Refusal, whole_seconds
 
 __all__ = ["BROKEN_BODY", "Failure", "error_body"]
 
@@ -51,7 +50,7 @@ class Failure(Exception):
         found = [("content-type", "application/json"), ("cache-control", "no-store")]
         found.extend(self.headers)
         if self.retry_after is not None:
-            found.append(("retry-after", str(max(1, math.ceil(self.retry_after)))))
+            found.append(("retry-after", str(whole_seconds(self.retry_after))))
         return found
 
 
@@ -59,6 +58,6 @@ def error_body(failure: Failure, *, message_id: Any, request_id: UUID) -> bytes:
     """The JSON-RPC error object, with the reason for programs and the message for people."""
     data: dict[str, Any] = {"reason": failure.reason, "request_id": str(request_id)}
     if failure.retry_after is not None:
-        data["retry_after"] = max(1, math.ceil(failure.retry_after))
+        data["retry_after"] = whole_seconds(failure.retry_after)
     error = {"code": failure.code, "message": failure.message, "data": data}
     return json.dumps({"jsonrpc": "2.0", "id": message_id, "error": error}).encode()
