@@ -10,7 +10,6 @@ from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db.models import Exists, Func, OuterRef, Q, QuerySet, TextField, Value
-from django.db.models.functions import Cast
 from django.utils.functional import cached_property
 from django.utils.timezone import now
 from drf_spectacular.types import OpenApiTypes
@@ -129,16 +128,19 @@ def _with_acknowledgers(
     rows: QuerySet[PerformanceAlert], caller: Caller
 ) -> QuerySet[PerformanceAlert]:
     """With `by_own_user` and `by_own_key`: whether the caller's tenant acknowledged it."""
-    prefix = Func("acknowledged_with", Value(r"\(([^()]*)\)$"), function="substring")
+    prefix = Func(
+        "acknowledged_with",
+        Value(r"\(([^()]*)\)$"),
+        function="substring",
+        output_field=TextField(),
+    )
     own = {"tenant_id": caller.tenant_id}
     users = get_user_model().objects.filter(**own, pk=OuterRef("acknowledged_by_id"))
     by_key = Q()
     for label in settings.KEY_MODELS:
         keys = apps.get_model(label).objects.filter(**own, key_prefix=OuterRef("prefix"))
         by_key |= Q(Exists(keys))
-    return rows.alias(prefix=Cast(prefix, TextField())).annotate(
-        by_own_user=Exists(users), by_own_key=by_key
-    )
+    return rows.alias(prefix=prefix).annotate(by_own_user=Exists(users), by_own_key=by_key)
 
 
 class Alerts(ScopedViewSet[PerformanceAlert]):
