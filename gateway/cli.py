@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import gateway
 from gateway.lifeline import die_with_named_parent
-from gateway.seldom import first_line
+from registry.sentences import first_line
 
 # What runs without a database; everything else gets the embedded one started if need be.
 # `up` starts its own, because it also says so.

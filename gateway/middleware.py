@@ -11,9 +11,10 @@ from django.http.response import HttpResponseBase
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from gateway.errors import busy
-from gateway.seldom import Seldom, first_line
+from gateway.seldom import Seldom
 from registry.db.ids import uuid7
 from registry.db.tenancy import operator_transaction
+from registry.sentences import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 __all__ = [
     "Seldom",
-    "first_line",
     "lost_connection",
     "once_a_minute",
     "told_before",
@@ -36,11 +35,6 @@ class Seldom:
     def forget(self, cause: str) -> bool:
         """The cause is gone, and its next line is due at once. Whether there was one."""
         return self._told.pop(cause, None) is not None
-
-
-def first_line(error: BaseException | str) -> str:
-    """libpq explains itself over several lines, of which the first one says what is the matter."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
 
 def wrong_host(record: logging.LogRecord) -> bool:

@@ -19,11 +19,12 @@ from procrastinate.jobs import DeleteJobCondition
 from gateway.jobs import PERIODIC, due_tasks_defer
 from gateway.lifeline import leave
 from gateway.schema import schema_check
-from gateway.seldom import Seldom, first_line
+from gateway.seldom import Seldom
 from monitoring.logwriter.threads import process_writer
 from monitoring.schedule import tasks_sync
 from registry.db.crossing import cross_tenants
 from registry.db.partitions import partitions_check
+from registry.sentences import first_line
 
 __all__ = ["run_worker"]
 

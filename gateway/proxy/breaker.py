@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from gateway.proxy.failures import Failure
 from gateway.proxy.local_breaker import LocalBreaker
 from gateway.proxy.orm import OrmThreads
 from gateway.proxy.route import Route
+from security.refusals import whole_seconds
 
 __all__ = ["BreakerClient", "Permit"]
 
@@ -235,6 +235,6 @@ def _open(route: Route, retry_after: float) -> Failure:
         503,
         "circuit_open",
         f"Server '{route.slug}' has failed repeatedly and is not being called for now. "
-        f"Try again in {max(1, math.ceil(retry_after))} s.",
+        f"Try again in {whole_seconds(retry_after)} s.",
         retry_after=retry_after,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,10 +25,10 @@ from gateway.proxy.memory import DATABASE_ERRORS, SCHEMA_ERRORS
 from gateway.proxy.message import InvalidMessage, Message, check_headers, parse_message
 from gateway.proxy.route import Route
 from gateway.proxy.upstream import Upstream, invalid_answer
-from gateway.seldom import first_line
 from monitoring.logwriter import Denial, RequestRow, storable
 from registry.db.encryption import DecryptionError, decrypt_json
 from registry.db.ids import uuid7
+from registry.sentences import first_line
 from security.access import Call, decide
 from security.addresses import client_address
 from security.authentication import (
@@ -39,7 +38,7 @@ from security.authentication import (
     refuse_unknown_key,
 )
 from security.lookup import FoundKey
-from security.refusals import Reason, Refusal
+from security.refusals import Reason, Refusal, whole_seconds
 
 if TYPE_CHECKING:
     from gateway.proxy.plane import DataPlane
@@ -609,7 +608,7 @@ def _queued_too_long(upstream: Upstream, full: QueueFull) -> Failure:
     return Failure(
         503,
         reason,
-        f"Server '{slug}' is busy: {what}. Try again in {max(1, math.ceil(full.retry_after))} s.",
+        f"Server '{slug}' is busy: {what}. Try again in {whole_seconds(full.retry_after)} s.",
         retry_after=full.retry_after,
     )
 

@@ -35,11 +35,12 @@ from gateway.proxy.tracing import tracing_from_environment
 from gateway.proxy.upstream import Upstreams
 from gateway.proxy.usage import Usage
 from gateway.proxy.watch import CHANNEL, Watch
-from gateway.seldom import Seldom, first_line
+from gateway.seldom import Seldom
 from monitoring.logwriter import LogWriter
 from monitoring.logwriter.threads import writer_share
 from registry.db.ids import uuid7
 from registry.db.pool import Pool, async_pool
+from registry.sentences import first_line
 from security.authentication import proves
 from security.keys import ParsedKey, plain_hash
 from security.lookup import FoundKey, find_key, find_plain_key

@@ -16,10 +16,10 @@ from psycopg import AsyncConnection
 
 from gateway.proxy.contact import Contact
 from gateway.proxy.memory import DATABASE_ERRORS
-from gateway.seldom import first_line
 from monitoring.totals import AllCalls, Totals
 from registry.db.partitions import partitioned_tables
 from registry.db.pool import Pool
+from registry.sentences import first_line
 
 __all__ = ["Reading", "Readings"]
 

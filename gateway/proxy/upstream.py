@@ -15,7 +15,7 @@ import aiohttp
 from gateway.proxy.failures import Failure
 from gateway.proxy.gate import Allowance, Gate
 from gateway.proxy.route import Route
-from gateway.seldom import first_line
+from registry.sentences import first_line
 from registry.upstream import current_policy, guarded_socket
 
 __all__ = ["Upstream", "Upstreams", "invalid_answer"]

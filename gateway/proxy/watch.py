@@ -15,8 +15,8 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 
 from gateway.proxy.contact import Contact
-from gateway.seldom import first_line
 from registry.db.pool import async_direct_connection
+from registry.sentences import first_line
 
 __all__ = ["CHANNEL", "Watch"]
 

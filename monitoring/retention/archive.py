@@ -33,6 +33,7 @@ from registry.db.partitions import (
     read_partitions,
     statement,
 )
+from registry.sentences import first_line
 
 if TYPE_CHECKING:
     from pyarrow import Schema
@@ -176,7 +177,7 @@ def _opened(path: Path) -> Iterator[ParquetFile]:
     except FileNotFoundError:
         raise ArchiveError(f"There is no file {path}.") from None
     except (OSError, pyarrow.ArrowException) as error:
-        raise ArchiveError(f"{path} cannot be read as Parquet ({_first_line(error)}).") from None
+        raise ArchiveError(f"{path} cannot be read as Parquet ({first_line(error)}).") from None
 
 
 def _pyarrow() -> Any:
@@ -185,10 +186,6 @@ def _pyarrow() -> Any:
     except ImportError:
         raise ArchiveError(INSTALL) from None
     return pyarrow
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 # --------------------------------------------------------------------------- into a file
@@ -387,7 +384,7 @@ def _told_in_words(archive: Archive) -> Iterator[None]:
             "try again later"
         ) from None
     except Error as error:
-        reason = error.diag.message_primary or _first_line(error)
+        reason = error.diag.message_primary or first_line(error)
         raise ArchiveError(f"PostgreSQL refused to restore {archive.path}: {reason}") from None
 
 

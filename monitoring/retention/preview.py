@@ -13,6 +13,7 @@ from psycopg import errors, sql
 from monitoring.retention.target import Policy, Target, target_of
 from registry.db.partitions import PartitionsError, plan_expired, read_partitions
 from registry.figures import counted
+from registry.sentences import first_line
 
 __all__ = ["MOST_COUNTED", "Preview", "preview", "preview_in_words"]
 
@@ -97,8 +98,7 @@ def preview_in_words(policy: Policy, *, at: datetime) -> str:
     except ValidationError as error:
         return " ".join(error.messages)
     except Error as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"PostgreSQL cannot tell: {reason.rstrip('.')}."
+        return f"PostgreSQL cannot tell: {first_line(error)}."
 
 
 def _of_partitions(table: str, target: Target, at: datetime) -> tuple[int, int, int]:

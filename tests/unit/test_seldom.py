@@ -9,7 +9,8 @@ from django.test import Client
 from procrastinate import exceptions
 
 from gateway.logs import logging_config
-from gateway.seldom import Seldom, first_line
+from gateway.seldom import Seldom
+from registry.sentences import first_line
 
 
 def test_a_cause_has_a_line_a_minute_and_its_next_one_after_it_is_over() -> None:
